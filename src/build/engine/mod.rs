@@ -1,0 +1,1 @@
+//! Scheduling, leases, the worker pool, cancellation. The only module that starts processes.

@@ -1,0 +1,1 @@
+//! Steps, edges, keys, stale reasons. Pure: no IO, no clock.

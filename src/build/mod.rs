@@ -1,0 +1,6 @@
+//! The build tool: what to do ([`graph`]), doing it ([`engine`]), proposing plans ([`search`]), telling about it ([`report`]).
+
+pub mod engine;
+pub mod graph;
+pub mod report;
+pub mod search;

@@ -1,0 +1,1 @@
+//! Proposers of plans. No IO.

@@ -1,0 +1,1 @@
+//! Which schedules are legal for an operation on a device (gate V0).

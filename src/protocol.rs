@@ -1,0 +1,334 @@
+//! What crosses the boundary between `kforge` and `kforge-worker`: one action in, one outcome out.
+//!
+//! On a pipe both are JSON, one message a line; `kforge-worker run ACTION --store DIR` reads the same JSON from a file.
+//! Blobs never cross: an action names its inputs by digest and the worker reads and writes the store's `cas/` itself. An
+//! action is self-contained, so the same message can be executed on another machine that has the same blobs.
+
+use crate::{
+    digest::Digest,
+    host::CpuFacts,
+    manifest::spec::{BlockSpec, Origin, Pass},
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Bumped whenever a message changes shape; a worker of another version is refused at the handshake.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// The first line a worker writes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Hello {
+    pub protocol: u32,
+    /// The digest of the sources this worker was built from ([`recipe`]); must equal the tool's.
+    pub recipe: Digest,
+    pub pid: u32,
+}
+
+/// Names of action inputs and outputs.
+pub mod blob {
+    /// The transformer-dialect module as built from the manifest.
+    pub const MODULE: &str = "module";
+    /// The module after the passes.
+    pub const OPTIMIZED: &str = "optimized";
+    /// [`crate::plan::stage::StageGraph`] of the optimised module.
+    pub const STAGES: &str = "stages";
+    /// `Vec<`[`super::PassReport`]`>`.
+    pub const PASSES: &str = "passes";
+    /// [`crate::plan::Plan`].
+    pub const PLAN: &str = "plan";
+    /// A relocatable object file for the host.
+    pub const OBJECT: &str = "object";
+    /// [`crate::plan::kernel::Kernel`].
+    pub const KERNEL: &str = "kernel";
+    /// The generated MLIR, before it is lowered to LLVM.
+    pub const LOWERED: &str = "lowered";
+    /// [`super::Verdict`].
+    pub const VERDICT: &str = "verdict";
+    /// [`super::Benchmark`].
+    pub const BENCHMARK: &str = "benchmark";
+    /// [`super::Ceilings`].
+    pub const CEILINGS: &str = "ceilings";
+    /// A safetensors file of tensors given to `run`.
+    pub const TENSORS: &str = "tensors";
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Action {
+    /// Chosen by the sender; echoed in the outcome.
+    pub id: u64,
+    pub kind: ActionKind,
+    /// Content digests by input name ([`blob`]).
+    pub inputs: BTreeMap<String, Digest>,
+    pub limits: Limits,
+}
+
+/// Beyond these the action fails with [`FailureKind::Timeout`] or [`FailureKind::OutOfMemory`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Limits {
+    pub wall_ms: u64,
+    /// Address space that the action may add to the worker's own.
+    pub memory_bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
+pub enum ActionKind {
+    /// Measure the host's ceilings. Out: `ceilings`.
+    Probe { cpu: CpuFacts, threads: usize },
+    /// Build the module and run the passes. Out: `module`, `optimized`, `stages`, `passes`.
+    Ir {
+        /// The block instance's name: the module's symbol.
+        name: String,
+        block: BlockSpec,
+        passes: Vec<Pass>,
+        /// Where each manifest field of the block was written, by key (`heads`, `d-model`, ...); the table itself under "".
+        /// Decides only locations in error messages, so it is no part of the key and no output contains it.
+        origins: BTreeMap<String, Origin>,
+    },
+    /// In: `stages`, `plan`. Out: `object`, `kernel`, `lowered`.
+    Compile { cpu: CpuFacts },
+    /// In: `object`, `kernel`, `plan`. Out: `verdict`.
+    Verify { block: BlockSpec, cpu: CpuFacts, threads: usize, seed: u64 },
+    /// In: `object`, `kernel`. Out: `benchmark`. Measures for about `time_ms`.
+    Benchmark { cpu: CpuFacts, threads: usize, time_ms: u64 },
+    /// In: `object`, `kernel`, optionally `tensors`. Out: `tensors`: the outputs, and every stage's output if `stages`.
+    Run { threads: usize, seed: u64, stages: bool },
+    /// Measure the hand-written matmuls and the generated one. In: `object`, `kernel` of a matmul block. Out: `benchmark`.
+    BenchMatmul { m: usize, n: usize, k: usize, threads: usize, time_ms: u64 },
+    /// Print IR. Out: `text`. With `each`, a unified diff for every pass; without, the module before the passes.
+    IrText { name: String, block: BlockSpec, passes: Vec<Pass>, origins: BTreeMap<String, Origin>, view: IrView },
+    /// For tests of the limits only; refused unless the worker was started with `--allow-faults`.
+    Fault { fault: Fault },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IrView {
+    /// The module as built, with locations.
+    Emit,
+    /// The module after the passes, with locations.
+    Optimized,
+    /// The modules as (title, text) pairs in JSON: before, then after each pass.
+    Steps,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    Segfault,
+    LoopForever,
+    AllocateForever,
+    Panic,
+    Exit,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Outcome {
+    pub id: u64,
+    pub result: Result<Done, Failure>,
+    /// Wall time of the action in the worker.
+    pub wall_us: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Done {
+    /// Content digests by output name ([`blob`]); the blobs are in `cas/`.
+    pub outputs: BTreeMap<String, Digest>,
+}
+
+/// Why an action produced nothing. The worker makes the first group, the tool (which sees processes die) the second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureKind {
+    /// The IR is malformed, or shapes do not fit; the message has a location.
+    InvalidIr,
+    /// A schedule breaks a constraint; never generated.
+    IllegalPlan,
+    /// LLVM or MLIR refused what was generated: a defect of kforge.
+    Codegen,
+    /// A gate of the verifier failed. The verdict blob is still written.
+    NumericMismatch,
+    /// Tensors given by the user are missing or have the wrong shape or type.
+    BadInput,
+    /// An input blob is missing or corrupt.
+    MissingBlob,
+    Io,
+    Internal,
+
+    Timeout,
+    OutOfMemory,
+    Crash,
+    Cancelled,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "kebab-case")]
+#[error("{message}")]
+pub struct Failure {
+    pub kind: FailureKind,
+    /// The stage that failed, where one did.
+    pub stage: Option<String>,
+    /// One line: what is wrong, with place, value and limit.
+    pub message: String,
+    /// Further lines: stderr of a crashed worker, MLIR diagnostics.
+    pub detail: String,
+    pub hint: Option<String>,
+    /// Blobs that exist all the same (the verdict of a rejected kernel).
+    pub outputs: BTreeMap<String, Digest>,
+}
+
+impl Failure {
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self { kind, stage: None, message: message.into(), detail: String::new(), hint: None, outputs: BTreeMap::new() }
+    }
+
+    pub fn at_stage(mut self, stage: impl Into<String>) -> Self {
+        self.stage = Some(stage.into());
+        self
+    }
+
+    pub fn with_detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = detail.into();
+        self
+    }
+
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// What one pass did to the module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PassReport {
+    pub pass: Pass,
+    pub created: usize,
+    pub changed: usize,
+    pub erased: usize,
+}
+
+/// What the machine can do at best, measured on `threads` threads.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Ceilings {
+    pub threads: usize,
+    /// f32 fused multiply-adds in registers, 2 operations each.
+    pub gflops: f64,
+    /// Reading memory that no cache holds.
+    pub gigabytes_per_s: f64,
+}
+
+/// Order statistics of one measured quantity, in nanoseconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Timing {
+    pub samples: usize,
+    pub median_ns: f64,
+    pub min_ns: f64,
+    /// 25th and 75th percentile.
+    pub q1_ns: f64,
+    pub q3_ns: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct StageBenchmark {
+    pub name: String,
+    pub op: String,
+    pub timing: Timing,
+    pub flops: u64,
+    /// Bytes that must move at least.
+    pub bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Benchmark {
+    pub version: u32,
+    pub threads: usize,
+    pub block: StageBenchmark,
+    pub stages: Vec<StageBenchmark>,
+}
+
+/// A gate of the verification protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Gate {
+    /// The plan is within the operation's and the device's limits.
+    V0Legality,
+    /// Inputs for which floating point is exact, bit for bit.
+    V1Exactness,
+    /// Each stage within its rounding bound, on the inputs it really received.
+    V2Bound,
+    /// The optimised stages mean what the manifest says: two independent f64 evaluations agree.
+    V2Meaning,
+    V4Memory,
+    V5Shapes,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GateStatus {
+    Passed,
+    Failed,
+    /// The bound itself is not finite: counts as not passed.
+    Inconclusive,
+}
+
+/// What one gate found at one stage (or, without a stage, for the whole block).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct GateResult {
+    pub gate: Gate,
+    pub stage: Option<String>,
+    /// Input regime or case, e.g. `normal`, `small integers`.
+    pub case: String,
+    pub status: GateStatus,
+    /// Elements compared.
+    pub checked: u64,
+    /// Largest |candidate - reference| / bound over the elements, for gates that have a bound.
+    pub worst_ratio: Option<f64>,
+    pub mismatch: Option<Mismatch>,
+    /// A line that says what failed, empty when passed.
+    pub message: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Mismatch {
+    /// Index of the element in its tensor.
+    pub element: Vec<usize>,
+    /// As text, because JSON has no NaN.
+    pub value: String,
+    pub expected: String,
+    pub bound: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Verdict {
+    pub version: u32,
+    pub accepted: bool,
+    pub seed: u64,
+    pub gates: Vec<GateResult>,
+}
+
+/// What decides the outputs of each kind of action: digests, taken at build time, of the source folders and library versions.
+pub mod recipe {
+    use crate::digest::Digest;
+
+    /// All of the worker's sources: what the handshake compares.
+    pub const WORKER: Digest = Digest::from_bytes(include!(concat!(env!("OUT_DIR"), "/recipe-worker.in")));
+    pub const IR: Digest = Digest::from_bytes(include!(concat!(env!("OUT_DIR"), "/recipe-ir.in")));
+    pub const PLAN: Digest = Digest::from_bytes(include!(concat!(env!("OUT_DIR"), "/recipe-plan.in")));
+    pub const COMPILE: Digest = Digest::from_bytes(include!(concat!(env!("OUT_DIR"), "/recipe-compile.in")));
+    pub const VERIFY: Digest = Digest::from_bytes(include!(concat!(env!("OUT_DIR"), "/recipe-verify.in")));
+    pub const BENCHMARK: Digest = Digest::from_bytes(include!(concat!(env!("OUT_DIR"), "/recipe-benchmark.in")));
+    pub const REPORT: Digest = Digest::from_bytes(include!(concat!(env!("OUT_DIR"), "/recipe-report.in")));
+}

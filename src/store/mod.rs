@@ -1,0 +1,3 @@
+//! `.kforge-cache/`: blobs by digest, action records, locks. The only writer of that folder.
+
+pub mod cas;
