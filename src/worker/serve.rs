@@ -8,8 +8,8 @@ use kernelforge::{
     digest::Digest,
     plan::{Plan, kernel::Kernel, stage::StageGraph},
     protocol::{
-        Action, ActionKind, Done, Failure, FailureKind, Fault, GateStatus, Hello, Limits, Outcome, PROTOCOL_VERSION,
-        Verdict, blob, recipe,
+        Action, ActionKind, Done, Failure, FailureKind, Fault, GateStatus, Hello, Outcome, PROTOCOL_VERSION, Verdict,
+        blob, recipe,
     },
     store::cas::Cas,
 };
@@ -139,9 +139,9 @@ fn attempt(action: &Action, cas: &Cas, allow_faults: bool) -> Result<Done, Failu
     drop(limit);
     let mut outputs = BTreeMap::new();
     for (name, bytes) in blobs {
-        let digest = cas.put(&bytes).map_err(|error| {
-            Failure::new(FailureKind::Io, format!("output `{name}` cannot be stored: {error}"))
-        })?;
+        let digest = cas
+            .put(&bytes)
+            .map_err(|error| Failure::new(FailureKind::Io, format!("output `{name}` cannot be stored: {error}")))?;
         outputs.insert(name.to_owned(), digest);
     }
     match failure {
@@ -250,7 +250,8 @@ fn rejection(verdict: &Verdict) -> Option<Failure> {
             let at = gate.stage.as_ref().map(|it| format!(" at stage `{it}`")).unwrap_or_default();
             let message = format!("gate {name} ({}) did not pass{at}: {}", gate.case, gate.message);
             let failure = Failure::new(FailureKind::NumericMismatch, message);
-            let failure = failure.with_detail(format!("{} of {} checks did not pass", failed.len(), verdict.gates.len()));
+            let failure =
+                failure.with_detail(format!("{} of {} checks did not pass", failed.len(), verdict.gates.len()));
             match &gate.stage {
                 None => failure,
                 Some(stage) => failure.at_stage(stage),
@@ -320,7 +321,7 @@ fn commit(fault: Fault) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kernelforge::protocol::{Gate, GateResult};
+    use kernelforge::protocol::{Gate, GateResult, Limits};
 
     fn action(kind: ActionKind) -> Action {
         let limits = Limits { wall_ms: 1000, memory_bytes: 1 << 30 };
@@ -372,10 +373,7 @@ mod tests {
         let mut verdict = Verdict { version: 1, accepted: false, seed: 0, gates: vec![gate] };
         let failure = rejection(&verdict).unwrap();
         assert_eq!(failure.stage.as_deref(), Some("attn.q"));
-        assert_eq!(
-            failure.message,
-            "gate v2-bound (normal) did not pass at stage `attn.q`: 3.0 times the bound"
-        );
+        assert_eq!(failure.message, "gate v2-bound (normal) did not pass at stage `attn.q`: 3.0 times the bound");
         verdict.accepted = true;
         assert_eq!(rejection(&verdict), None);
     }

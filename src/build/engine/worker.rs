@@ -227,8 +227,7 @@ impl Worker {
     fn execute(&mut self, request: &Request, leash: &Leash) -> Option<(Result<Done, Failure>, Health)> {
         self.actions += 1;
         let id = self.actions;
-        let action =
-            Action { id, kind: request.kind.clone(), inputs: request.inputs.clone(), limits: request.limits };
+        let action = Action { id, kind: request.kind.clone(), inputs: request.inputs.clone(), limits: request.limits };
         let mut message = match serde_json::to_vec(&action) {
             Ok(message) => message,
             Err(error) => {
@@ -246,9 +245,7 @@ impl Worker {
                     let message = format!("the worker answered action {} instead of {id}", outcome.id);
                     Failure::new(FailureKind::Crash, message)
                 }
-                Err(error) => {
-                    Failure::new(FailureKind::Crash, format!("the worker wrote what is no outcome: {error}"))
-                }
+                Err(error) => Failure::new(FailureKind::Crash, format!("the worker wrote what is no outcome: {error}")),
             },
             Err(RecvTimeoutError::Timeout) => {
                 let limit = Duration::from_millis(request.limits.wall_ms);
