@@ -19,7 +19,7 @@ use tempfile::TempDir;
 const WORKER: &str = env!("CARGO_BIN_EXE_kforge-worker");
 
 fn toolchain(store: &TempDir) -> Toolchain {
-    Toolchain { program: WORKER.into(), store: store.path().join("cache"), allow_faults: true }
+    Toolchain { program: Some(WORKER.into()), store: store.path().join("cache"), allow_faults: true }
 }
 
 fn fault(fault: Fault, wall_ms: u64) -> Request {

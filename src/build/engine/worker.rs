@@ -61,7 +61,8 @@ impl WorkerError {
 /// How to start a worker.
 #[derive(Debug, Clone)]
 pub struct Toolchain {
-    pub program: PathBuf,
+    /// `None`: the one named by [`WORKER_VARIABLE`], or else the one beside this executable.
+    pub program: Option<PathBuf>,
     /// The store whose blobs the worker reads and writes.
     pub store: PathBuf,
     /// For tests of the limits only.
@@ -69,20 +70,20 @@ pub struct Toolchain {
 }
 
 impl Toolchain {
-    /// The worker named by [`WORKER_VARIABLE`], or the one beside this executable.
-    pub fn locate(store: &Path) -> Result<Self, WorkerError> {
-        let program = match env::var_os(WORKER_VARIABLE) {
-            Some(program) => PathBuf::from(program),
-            None => {
-                let tool = env::current_exe()
-                    .map_err(|source| WorkerError::Start { program: "kforge-worker".into(), source })?;
-                tool.with_file_name("kforge-worker")
-            }
-        };
-        if !program.is_file() {
-            return Err(WorkerError::Absent(program));
+    /// The installed worker on this store. Nothing is looked for until a worker is needed.
+    pub fn new(store: &Path) -> Self {
+        Self { program: None, store: store.to_owned(), allow_faults: false }
+    }
+
+    /// The worker's executable.
+    pub fn locate(&self) -> Result<PathBuf, WorkerError> {
+        if let Some(program) = self.program.clone().or_else(|| env::var_os(WORKER_VARIABLE).map(PathBuf::from)) {
+            return if program.is_file() { Ok(program) } else { Err(WorkerError::Absent(program)) };
         }
-        Ok(Self { program, store: store.to_owned(), allow_faults: false })
+        let tool =
+            env::current_exe().map_err(|source| WorkerError::Start { program: "kforge-worker".into(), source })?;
+        let program = tool.with_file_name("kforge-worker");
+        if program.is_file() { Ok(program) } else { Err(WorkerError::Absent(program)) }
     }
 }
 
@@ -161,7 +162,7 @@ struct Worker {
 
 impl Worker {
     fn start(toolchain: &Toolchain, leash: &Leash) -> Result<(Self, Hello), WorkerError> {
-        let program = &toolchain.program;
+        let program = &toolchain.locate()?;
         let failed = |source| WorkerError::Start { program: program.clone(), source };
         let mut command = Command::new(program);
         command.arg("serve").arg("--store").arg(&toolchain.store);
@@ -450,18 +451,18 @@ mod tests {
     fn a_program_that_is_no_worker_is_refused() {
         let leash = Leash::default();
         let store = PathBuf::from(".");
-        let toolchain = Toolchain { program: "/bin/echo".into(), store: store.clone(), allow_faults: false };
+        let toolchain = Toolchain { program: Some("/bin/echo".into()), ..Toolchain::new(&store) };
         let error = Seat::new(&toolchain, &leash).hello().unwrap_err();
         assert!(matches!(error, WorkerError::Handshake { .. }), "{error}");
-        let toolchain = Toolchain { program: "/nonexistent".into(), store, allow_faults: false };
-        assert!(matches!(Seat::new(&toolchain, &leash).hello(), Err(WorkerError::Start { .. })));
+        let toolchain = Toolchain { program: Some("/nonexistent".into()), ..toolchain };
+        assert!(matches!(Seat::new(&toolchain, &leash).hello(), Err(WorkerError::Absent(_))));
     }
 
     #[test]
     fn no_worker_starts_after_an_interruption() {
         let leash = Leash::default();
         leash.cancel();
-        let toolchain = Toolchain { program: "/bin/cat".into(), store: PathBuf::from("."), allow_faults: false };
+        let toolchain = Toolchain { program: Some("/bin/cat".into()), ..Toolchain::new(Path::new(".")) };
         assert!(matches!(Seat::new(&toolchain, &leash).hello(), Err(WorkerError::Interrupted)));
     }
 }

@@ -1,1 +1,3 @@
 //! Proposers of plans. No IO.
+
+pub mod heuristic;
