@@ -326,3 +326,28 @@ fn every_optional_key_acts() {
         }
     }
 }
+
+#[test]
+fn the_checked_in_schema_is_what_kforge_schema_prints() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema/kernelforge.schema.json");
+    let text = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
+    let checked_in = fs::read_to_string(&path).unwrap_or_default();
+    assert!(text == checked_in, "write it anew: kforge schema > schema/kernelforge.schema.json");
+}
+
+#[test]
+fn the_projects_of_this_repository_load_and_point_to_the_schema() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let schema = repository.join("schema/kernelforge.schema.json").canonicalize().unwrap();
+    let mut names = Vec::new();
+    for folder in [repository.to_owned(), repository.join("examples/first-block")] {
+        let project = load(&folder).unwrap_or_else(|it| panic!("{}", render(&it, false, 100)));
+        names.extend(project.blocks.iter().map(|it| it.name.clone()));
+        for file in project.files.iter().map(|it| folder.join(it)) {
+            let text = fs::read_to_string(&file).unwrap();
+            let reference = text.lines().next().and_then(|it| it.strip_prefix("#:schema ")).unwrap();
+            assert_eq!(file.parent().unwrap().join(reference).canonicalize().unwrap(), schema, "{}", file.display());
+        }
+    }
+    insta::assert_snapshot!(names.join("\n"));
+}
