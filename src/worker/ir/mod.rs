@@ -1,1 +1,4 @@
 //! .
+pub mod context;
+pub mod diagnostics;
+pub use context::context;
