@@ -55,4 +55,3 @@ fn handles() -> [DialectHandle; 11] {
     // SAFETY: the handles above are valid for the whole run of the process.
     raw.map(|it| unsafe { DialectHandle::from_raw(it) })
 }
-

@@ -35,7 +35,12 @@ fn adopt(mut failure: Failure, lines: &[String]) -> Failure {
         failure.detail = rest.join("\n");
     } else {
         let own = std::mem::take(&mut failure.detail);
-        failure.detail = [own.as_str()].into_iter().chain(lines.iter().map(String::as_str)).filter(|it| !it.is_empty()).collect::<Vec<_>>().join("\n");
+        failure.detail = [own.as_str()]
+            .into_iter()
+            .chain(lines.iter().map(String::as_str))
+            .filter(|it| !it.is_empty())
+            .collect::<Vec<_>>()
+            .join("\n");
     }
     failure
 }

@@ -100,7 +100,8 @@ impl MicroKernels {
     /// Emits a call of the micro-kernel of this shape, and the kernel itself the first time.
     pub fn call(&mut self, code: &mut Code, micro: Micro, operands: &Operands) {
         if !self.names.contains_key(&micro) {
-            let name = format!("tile_{}x{}_{}", micro.rows, (micro.vectors - 1) * micro.lanes + micro.last, self.names.len());
+            let name =
+                format!("tile_{}x{}_{}", micro.rows, (micro.vectors - 1) * micro.lanes + micro.last, self.names.len());
             self.text += &emit(&name, micro);
             self.names.insert(micro, name);
         }
@@ -156,10 +157,8 @@ fn emit(name: &str, micro: Micro) -> String {
     let sums = tile.product(a, b, depth, initial);
     let sums = tile.finish(sums, row_scale, bias, multiply, residual);
     tile.store(c, sums);
-    let header = format!(
-        "func.func private @{name}({}) attributes {{passthrough = [\"noinline\"]}}",
-        header.join(", ")
-    );
+    let header =
+        format!("func.func private @{name}({}) attributes {{passthrough = [\"noinline\"]}}", header.join(", "));
     code.finish(header)
 }
 
@@ -212,7 +211,9 @@ impl Tile<'_> {
             code.fold((low, high, unroll), &sums, |code, k, sums| {
                 let row_of_b = code.times(k, micro.ldb);
                 let (a_at, b_at) = (code.add(a.1, k), code.add(b.1, row_of_b));
-                (0..unroll).fold(sums.to_vec(), |sums, step| one_step(code, micro, &masks, (a.0, a_at), (b.0, b_at), step, sums))
+                (0..unroll).fold(sums.to_vec(), |sums, step| {
+                    one_step(code, micro, &masks, (a.0, a_at), (b.0, b_at), step, sums)
+                })
             })
         };
         if micro.unroll == 1 || micro.whole_unroll {
