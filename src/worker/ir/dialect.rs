@@ -144,7 +144,7 @@ impl Op {
         !matches!(self, Self::Constant | Self::Rsqrt)
     }
 
-    fn has_optional_operands(self) -> bool {
+    pub fn has_optional_operands(self) -> bool {
         self.operands().iter().any(|it| it.optional)
     }
 }

@@ -5,8 +5,8 @@
 //! returned failure, with places in the manifest. MLIR contexts belong to one thread, so each thread keeps one.
 
 mod build;
-mod context;
-mod diagnostics;
+pub mod context;
+pub mod diagnostics;
 mod dialect;
 mod extract;
 mod function;

@@ -100,18 +100,23 @@ pub fn producer<'c, 'a>(value: Value<'c, 'a>) -> Option<View<'c, 'a>> {
     View::of(result.owner())
 }
 
-/// The number of operands in the whole module that read `value`.
+/// The ops that read `value`, once for each operand that is it.
+pub fn users<'c: 'a, 'a>(value: Value<'c, 'a>) -> impl Iterator<Item = OperationRef<'c, 'a>> {
+    // SAFETY: a value of a live module has a chain of uses that ends in null; every use belongs to a live op.
+    let first = unsafe { mlir_sys::mlirValueGetFirstUse(value.to_raw()) };
+    let chain = std::iter::successors(Some(first), |&it| {
+        // SAFETY: as above; null, the end, is never asked.
+        (!it.ptr.is_null()).then(|| unsafe { mlir_sys::mlirOpOperandGetNextUse(it) })
+    });
+    chain.take_while(|it| !it.ptr.is_null()).map(|it| {
+        // SAFETY: as above.
+        unsafe { OperationRef::from_raw(mlir_sys::mlirOpOperandGetOwner(it)) }
+    })
+}
+
+/// The number of operands that are `value`.
 pub fn use_count(value: Value<'_, '_>) -> usize {
-    // SAFETY: a value of a live module has a chain of uses that ends in null, and nothing changes it meanwhile.
-    unsafe {
-        let mut operand = mlir_sys::mlirValueGetFirstUse(value.to_raw());
-        let mut count = 0;
-        while !operand.ptr.is_null() {
-            count += 1;
-            operand = mlir_sys::mlirOpOperandGetNextUse(operand);
-        }
-        count
-    }
+    users(value).count()
 }
 
 /// The ops of a block, in order.
