@@ -2,11 +2,7 @@
 //! call that can emit a diagnostic runs inside [`capture`].
 
 use kernelforge::protocol::{Failure, FailureKind};
-use melior::{
-    Context,
-    diagnostic::Diagnostic,
-    ir::{Location, attribute::AttributeLike},
-};
+use melior::{Context, diagnostic::Diagnostic, ir::Location};
 use std::{cell::RefCell, rc::Rc};
 
 /// Runs `action`; if it fails, what MLIR said meanwhile becomes the failure's detail.
