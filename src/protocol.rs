@@ -51,6 +51,10 @@ pub mod blob {
     pub const CEILINGS: &str = "ceilings";
     /// A safetensors file of tensors given to `run`.
     pub const TENSORS: &str = "tensors";
+    /// One block: what `report.json` shows.
+    pub const REPORT: &str = "report";
+    /// UTF-8, what `kforge ir` prints.
+    pub const TEXT: &str = "text";
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
