@@ -187,3 +187,136 @@ pub fn segments<'c>(context: &'c Context, operands: &[Option<Value<'c, '_>>]) ->
 pub fn activation_attribute(context: &Context, activation: Option<Activation>) -> Attribute<'_> {
     StringAttribute::new(context, activation.map_or("none", Activation::name)).into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::samples::refusal;
+    use std::collections::BTreeSet;
+
+    /// The text between `start` and the next `end`.
+    fn between<'t>(text: &'t str, start: &str, end: &str) -> Option<&'t str> {
+        text.split_once(start)?.1.split_once(end).map(|it| it.0)
+    }
+
+    #[test]
+    fn the_table_of_names_says_what_irdl_says() {
+        for op in Op::ALL {
+            let name = op.name().trim_start_matches("transformer.");
+            let definition = between(DEFINITION, &format!("@{name} {{"), "\n  }\n").unwrap_or_default();
+            let operands: Vec<(&str, bool)> = between(definition, "irdl.operands(", "\n    irdl.results")
+                .unwrap_or_default()
+                .trim_end_matches([')', '\n', ' '])
+                .split(',')
+                .filter_map(|it| it.split_once(':'))
+                .map(|(name, constraint)| (name.trim(), constraint.contains("optional")))
+                .collect();
+            let expected: Vec<_> = op.operands().iter().map(|it| (it.name, it.optional)).collect();
+            assert_eq!(operands, expected, "{name}");
+
+            let attributes: BTreeSet<&str> = between(definition, "irdl.attributes {", "}")
+                .unwrap_or_default()
+                .split('"')
+                .skip(1)
+                .step_by(2)
+                .collect();
+            let expected: BTreeSet<&str> = op.attributes().iter().copied().filter(|it| *it != SEGMENTS).collect();
+            assert_eq!(attributes, expected, "{name}");
+        }
+        assert_eq!(DEFINITION.matches("irdl.operation").count(), Op::ALL.len());
+    }
+
+    #[test]
+    fn the_dialect_loads_into_more_than_one_context() {
+        for _ in 0..2 {
+            assert_eq!(load(&crate::ir::context()), Ok(()));
+        }
+    }
+
+    #[test]
+    fn an_op_without_an_attribute_is_refused_by_mlir() {
+        insta::assert_snapshot!(refusal(
+            r#"%0 = "transformer.matmul"(%x, %w) {activation = "none", tiled = false,
+                operandSegmentSizes = array<i32: 1, 1, 0, 0>} : (tensor<4x8xf32>, tensor<8x8xf32>) -> tensor<4x8xf32>
+                return %0 : tensor<4x8xf32>"#
+        ), @r#"-:8:6: 'transformer.matmul' op attribute "stage" is expected but not provided"#);
+    }
+
+    #[test]
+    fn an_unknown_activation_is_refused_by_mlir() {
+        insta::assert_snapshot!(refusal(
+            r#"%0 = "transformer.matmul"(%x, %w) {stage = "s", activation = "tanh", tiled = false,
+                operandSegmentSizes = array<i32: 1, 1, 0, 0>} : (tensor<4x8xf32>, tensor<8x8xf32>) -> tensor<4x8xf32>
+                return %0 : tensor<4x8xf32>"#
+        ), @r#"-:8:6: '"tanh"' does not satisfy the constraint"#);
+    }
+
+    #[test]
+    fn optional_operands_without_segment_sizes_are_refused_by_mlir() {
+        insta::assert_snapshot!(refusal(
+            r#"%0 = "transformer.matmul"(%x, %w, %b) {stage = "s", activation = "none", tiled = false}
+                : (tensor<4x8xf32>, tensor<8x8xf32>, tensor<8xf32>) -> tensor<4x8xf32>
+                return %0 : tensor<4x8xf32>"#
+        ), @"-:8:6: 'operandSegmentSizes' attribute is expected but not provided");
+    }
+
+    #[test]
+    fn segment_sizes_that_do_not_add_up_are_refused_by_mlir() {
+        insta::assert_snapshot!(refusal(
+            r#"%0 = "transformer.matmul"(%x, %w, %b) {stage = "s", activation = "none", tiled = false,
+                operandSegmentSizes = array<i32: 1, 1, 1, 1>}
+                : (tensor<4x8xf32>, tensor<8x8xf32>, tensor<8xf32>) -> tensor<4x8xf32>
+                return %0 : tensor<4x8xf32>"#
+        ), @"-:8:6: sum of elements in 'operandSegmentSizes' attribute must be equal to the number of operands");
+    }
+
+    #[test]
+    fn a_residual_of_another_type_than_the_result_is_refused_by_mlir() {
+        insta::assert_snapshot!(refusal(
+            r#"%0 = "transformer.matmul"(%x, %w, %b) {stage = "s", activation = "none", tiled = false,
+                operandSegmentSizes = array<i32: 1, 1, 0, 1>}
+                : (tensor<4x8xf32>, tensor<8x8xf32>, tensor<8xf32>) -> tensor<4x8xf32>
+                return %0 : tensor<4x8xf32>"#
+        ), @"-:8:6: expected 'tensor<8xf32>' but got 'tensor<4x8xf32>'");
+    }
+
+    #[test]
+    fn a_norm_without_its_bias_is_refused_by_mlir() {
+        insta::assert_snapshot!(refusal(
+            r#"%0 = "transformer.layer_norm"(%x, %b) {stage = "s", eps = 1.0e-5, vectorized = false}
+                : (tensor<4x8xf32>, tensor<8xf32>) -> tensor<4x8xf32>
+                return %0 : tensor<4x8xf32>"#
+        ), @"-:8:6: op expects exactly 3 operands, but got 2");
+    }
+
+    #[test]
+    fn a_flag_that_is_no_bool_is_refused_by_mlir() {
+        insta::assert_snapshot!(refusal(
+            r#"%0 = "transformer.rms_norm"(%x, %b) {stage = "s", eps = 1.0e-5, vectorized = "yes"}
+                : (tensor<4x8xf32>, tensor<8xf32>) -> tensor<4x8xf32>
+                return %0 : tensor<4x8xf32>"#
+        ), @r#"-:8:6: '"yes"' does not satisfy the constraint"#);
+    }
+
+    #[test]
+    fn an_unknown_op_of_the_dialect_is_refused_by_mlir() {
+        insta::assert_snapshot!(refusal(
+            r#"%0 = "transformer.matmull"(%x) : (tensor<4x8xf32>) -> tensor<4x8xf32> loc("workloads/x.toml":3:5)
+                return %0 : tensor<4x8xf32>"#
+        ), @"workloads/x.toml:3:5: unregistered operation 'transformer.matmull' found in dialect ('transformer') that does not allow unknown operations");
+    }
+
+    #[test]
+    fn text_that_is_no_ir_is_refused_with_a_place() {
+        insta::assert_snapshot!(refusal("%0 = add %x"), @"-:8:6: custom op 'add' is unknown (tried 'func.add' as well)");
+        assert!(refusal("\0").contains("NUL"));
+    }
+
+    #[test]
+    fn mlir_says_where_in_the_manifest_an_op_came_from() {
+        insta::assert_snapshot!(refusal(
+            r#"%0 = "transformer.relu"(%x) : (tensor<4x8xf32>) -> tensor<4x8xf32> loc("act"("workloads/x.toml":3:5))
+                return %0 : tensor<4x8xf32>"#
+        ), @r#"workloads/x.toml:3:5: 'transformer.relu' op attribute "stage" is expected but not provided"#);
+    }
+}

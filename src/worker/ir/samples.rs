@@ -101,18 +101,64 @@ pub fn module(body: &str) -> String {
     )
 }
 
-/// Parses and checks a module, runs passes over it, and gives its body's ops and what each pass reports.
+/// Parses and checks a module, runs passes over it, and gives what is left in short form and what each pass reports.
 pub fn rewrite(text: &str, passes: &[Pass]) -> Result<(String, Vec<PassReport>), Failure> {
     with_context(|context| {
         let module = parse(context, text)?;
         check(&module)?;
         let reports = passes.iter().map(|&it| super::apply(context, &module, it)).collect::<Result<_, _>>()?;
-        Ok((body(&print(&module, false)?), reports))
+        Ok((brief(&print(&module, false)?), reports))
     })
 }
 
-/// The lines of a printed module that are ops of the block, without indentation.
-pub fn body(text: &str) -> String {
+/// Why a module with this body is refused, without MLIR's notes. Line 1 of the body is line 8 of the text, whose name is `-`.
+pub fn refusal(body: &str) -> String {
+    match rewrite(&module(body), &[]) {
+        Ok((text, _)) => format!("accepted:\n{text}"),
+        Err(failure) => {
+            let notes = failure.detail.lines().filter(|it| !it.trim_start().starts_with("note: "));
+            std::iter::once(failure.message.as_str()).chain(notes).collect::<Vec<_>>().join("\n")
+        }
+    }
+}
+
+/// Before and after a pass, in short form, and its report; then that running it again does nothing.
+pub fn step(name: &str, spec: &BlockSpec, before: &[Pass], pass: Pass) -> String {
+    with_context(|context| {
+        let module = super::build::build(context, name, spec, &origins())?;
+        for &it in before {
+            super::apply(context, &module, it)?;
+        }
+        let text = brief(&print(&module, false)?);
+        let PassReport { created, changed, erased, .. } = super::apply(context, &module, pass)?;
+        let rewritten = brief(&print(&module, false)?);
+        let again = super::apply(context, &module, pass)?;
+        assert_eq!(again, PassReport { pass, created: 0, changed: 0, erased: 0 }, "a second run of {}", pass.name());
+        assert_eq!(brief(&print(&module, false)?), rewritten);
+        Ok(format!("{text}\n--- created {created}, changed {changed}, erased {erased} ---\n{rewritten}"))
+    })
+    .unwrap_or_else(|failure| format!("{failure:?}"))
+}
+
+/// The ops of a printed module, one a line, without types and segment sizes.
+pub fn brief(text: &str) -> String {
+    let op = |line: &str| {
+        let line = line.trim().replace("\"transformer.", "").replacen('"', "", 1);
+        let line =
+            line.split(" : (").next().unwrap_or_default().split(" : tensor").next().unwrap_or_default().to_owned();
+        match line.split_once("operandSegmentSizes = ") {
+            Some((head, tail)) => format!("{head}{}", tail.split_once(">, ").map_or(tail, |it| it.1)),
+            None => line,
+        }
+    };
     let lines = text.lines().map(str::trim).filter(|it| it.starts_with('%') || it.starts_with("return"));
-    lines.collect::<Vec<_>>().join("\n")
+    lines.map(op).collect::<Vec<_>>().join("\n")
+}
+
+/// What a pass does to a module with this body: ops created, changed, erased.
+pub fn counts(pass: Pass, body: &str) -> (usize, usize, usize) {
+    match rewrite(&module(body), &[pass]).map(|it| it.1).as_deref() {
+        Ok([PassReport { created, changed, erased, .. }]) => (*created, *changed, *erased),
+        other => panic!("{other:?}"),
+    }
 }

@@ -217,7 +217,7 @@ fn scale(view: &View<'_, '_>) -> Option<Check> {
 
 fn constant(view: &View<'_, '_>) -> Option<Check> {
     let value = view.float("value")?;
-    Some(ensure((value as f32).is_finite(), || format!("{value} is not a finite f32")))
+    Some(ensure((value as f32).is_finite(), || format!("{value:e} is not a finite f32")))
 }
 
 fn rsqrt(view: &View<'_, '_>) -> Option<Check> {
@@ -247,4 +247,226 @@ fn mlp(view: &View<'_, '_>) -> Option<Check> {
             })
         });
     Some(check)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ir::samples::{module, refusal, rewrite};
+
+    /// A matmul of `%x` and `w`, whose location is a place in a manifest.
+    fn matmul(w: &str, shape: &str, result: &str) -> String {
+        format!(
+            r#"%0 = "transformer.matmul"(%x, {w}) {{stage = "s", activation = "none", tiled = false,
+                operandSegmentSizes = array<i32: 1, 1, 0, 0>}}
+                : (tensor<4x8xf32>, tensor<{shape}xf32>) -> tensor<{result}xf32> loc("s"("workloads/x.toml":3:5))
+                return %x : tensor<4x8xf32>"#
+        )
+    }
+
+    #[test]
+    fn the_rows_of_a_weight_must_be_the_columns_of_the_activations() {
+        insta::assert_snapshot!(refusal(&matmul("%down", "16x8", "4x8")), @"
+            workloads/x.toml:3:5: `transformer.matmul`: `w` has 16 rows, but `a` has 8 columns
+            -:1:1: `func.func`: the result is not computed by a stage
+            ");
+    }
+
+    #[test]
+    fn a_result_must_have_the_product_s_shape() {
+        insta::assert_snapshot!(refusal(&matmul("%up", "8x16", "4x8")), @"
+            workloads/x.toml:3:5: `transformer.matmul`: the result is 4x8, must be 4x16
+            -:1:1: `func.func`: the result is not computed by a stage
+            ");
+    }
+
+    #[test]
+    fn a_bias_must_be_as_long_as_a_row() {
+        insta::assert_snapshot!(refusal(
+            r#"%0 = "transformer.matmul"(%x, %w, %c) {stage = "s", activation = "none", tiled = false,
+                operandSegmentSizes = array<i32: 1, 1, 1, 0>}
+                : (tensor<4x8xf32>, tensor<8x8xf32>, tensor<16xf32>) -> tensor<4x8xf32>
+                return %0 : tensor<4x8xf32>"#
+        ), @"-:8:6: `transformer.matmul`: `bias` is 16, must be 8");
+    }
+
+    #[test]
+    fn every_mistake_is_listed() {
+        insta::assert_snapshot!(refusal(
+            r#"%0 = "transformer.layer_norm"(%x, %c, %c) {stage = "norm", eps = -1.0, vectorized = false}
+                : (tensor<4x8xf32>, tensor<16xf32>, tensor<16xf32>) -> tensor<4x8xf32> loc("a.toml":1:1)
+            %1 = "transformer.rms_norm"(%0, %b) {stage = "norm", eps = 1.0, vectorized = false}
+                : (tensor<4x8xf32>, tensor<8xf32>) -> tensor<4x8xf32> loc("a.toml":2:1)
+            %2 = "transformer.rms_norm"(%1, %b) {stage = "norm2", eps = 0x7FF0000000000000 : f64, vectorized = false}
+                : (tensor<4x8xf32>, tensor<8xf32>) -> tensor<4x8xf32> loc("a.toml":3:1)
+            %3 = "transformer.gelu"(%2) {stage = "Act", color = "red"}
+                : (tensor<4x8xf32>) -> tensor<4x8xf32> loc("a.toml":4:1)
+            %4 = "transformer.gelu"(%3) {stage = "Act"} : (tensor<4x8xf32>) -> tensor<4x8xf32> loc("a.toml":5:1)
+            return %4 : tensor<4x8xf32>"#
+        ), @"
+            a.toml:1:1: `transformer.layer_norm`: `gain` is 16, must be 8
+            a.toml:2:1: `transformer.rms_norm`: stage name `norm` is already taken
+            a.toml:3:1: `transformer.rms_norm`: eps inf is not a finite number from 0 up
+            a.toml:4:1: `transformer.gelu`: has no attribute `color`
+            a.toml:5:1: `transformer.gelu`: stage name `Act` is not of the form `attn.q`
+            ");
+    }
+
+    fn attention(attributes: &str) -> String {
+        format!(
+            r#"%0 = "transformer.attention"(%x, %x, %x) {{stage = "core", causal = true, tiled = false, {attributes}}}
+                : (tensor<4x8xf32>, tensor<4x8xf32>, tensor<4x8xf32>) -> tensor<4x8xf32>
+                return %0 : tensor<4x8xf32>"#
+        )
+    }
+
+    #[test]
+    fn heads_must_fit_the_rows() {
+        let fitting = "batch = 2, seq = 2, heads = 2, kv_heads = 2, head_dim = 4, scale = 1.0";
+        assert!(refusal(&attention(fitting)).starts_with("accepted"));
+        let cases = [
+            ("batch = 2", "batch = 3"),
+            ("seq = 2", "seq = 0"),
+            ("kv_heads = 2", "kv_heads = 3"),
+            ("kv_heads = 2", "kv_heads = 1"),
+            ("head_dim = 4", "head_dim = 4 : i32"),
+            ("heads = 2,", "heads = 9223372036854775807,"),
+            ("scale = 1.0", "scale = 0x7FF0000000000000 : f64"),
+        ];
+        let refusals: Vec<_> = cases.map(|(from, to)| refusal(&attention(&fitting.replacen(from, to, 1)))).into();
+        insta::assert_snapshot!(refusals.join("\n"), @"
+            -:8:6: `transformer.attention`: `q` is 4x8, must be 6x8 (batch*seq x heads*head_dim)
+            -:8:6: `transformer.attention`: `seq` is not a positive i64
+            -:8:6: `transformer.attention`: 2 heads are not a multiple of 3 kv_heads
+            -:8:6: `transformer.attention`: `k` is 4x8, must be 4x4 (batch*seq x kv_heads*head_dim)
+            -:8:6: `transformer.attention`: `head_dim` is not a positive i64
+            -:8:6: `transformer.attention`: 9223372036854775807 heads are not a multiple of 2 kv_heads
+            -:8:6: `transformer.attention`: scale inf is not finite
+            ");
+    }
+
+    #[test]
+    fn rotary_embedding_turns_pairs() {
+        let rope = |seq: usize, head_dim: usize| {
+            refusal(&format!(
+                r#"%0 = "transformer.rope"(%x, %w, %w) {{stage = "r", batch = 1, seq = {seq}, heads = 1,
+                    head_dim = {head_dim}}} : (tensor<4x8xf32>, tensor<8x8xf32>, tensor<8x8xf32>) -> tensor<4x8xf32>
+                    return %0 : tensor<4x8xf32>"#
+            ))
+        };
+        insta::assert_snapshot!([rope(4, 7), rope(5, 8), rope(4, 8)].join("\n"), @"
+            -:8:6: `transformer.rope`: head_dim 7 is odd, but rotary embedding turns pairs
+            -:8:6: `transformer.rope`: `x` is 4x8, must be 5x8 (batch*seq x heads*head_dim)
+            -:8:6: `transformer.rope`: `cos` is 8x8, must be 4x4 (seq x head_dim/2)
+            ");
+    }
+
+    #[test]
+    fn scalars_come_from_constants() {
+        let scaled = |scalar: &str| {
+            refusal(&format!(
+                r#"{scalar}
+                %0 = "transformer.scale"(%x, %f) {{stage = "s"}} : (tensor<4x8xf32>, tensor<f32>) -> tensor<4x8xf32>
+                return %0 : tensor<4x8xf32>"#
+            ))
+        };
+        let constant = |value: &str| {
+            let constant = r#"%c1 = "transformer.constant"() {value = VALUE} : () -> tensor<f32>"#;
+            constant.replace("VALUE", value)
+        };
+        let rsqrt = |of: &str, result: &str| {
+            format!(r#"%{result} = "transformer.rsqrt"(%{of}) : (tensor<f32>) -> tensor<f32>"#)
+        };
+        let refusals = [
+            scaled(&format!("{}\n{}", constant("0.0"), rsqrt("c1", "f"))),
+            scaled(&format!("{}\n{}\n{}", constant("4.0"), rsqrt("c1", "c2"), rsqrt("c2", "f"))),
+            scaled(&constant("1.0e300 : f64").replace("c1", "f")),
+        ];
+        insta::assert_snapshot!(refusals.join("\n"), @"
+            -:9:6: `transformer.rsqrt`: 0 has no inverse square root
+            -:10:6: `transformer.rsqrt`: the operand is not a constant
+            -:8:6: `transformer.constant`: 1e300 is not a finite f32
+            ");
+    }
+
+    #[test]
+    fn an_mlp_has_all_of_its_biases_or_none() {
+        insta::assert_snapshot!(refusal(
+            r#"%0 = "transformer.mlp"(%x, %up, %c, %down) {stage = "s", activation = "gelu", tiled = false,
+                operandSegmentSizes = array<i32: 1, 0, 0, 1, 1, 1, 0, 0>}
+                : (tensor<4x8xf32>, tensor<8x16xf32>, tensor<16xf32>, tensor<16x8xf32>) -> tensor<4x8xf32>
+            %1 = "transformer.mlp"(%x, %up, %up) {stage = "t", activation = "gelu", tiled = false,
+                operandSegmentSizes = array<i32: 1, 0, 0, 1, 0, 1, 0, 0>}
+                : (tensor<4x8xf32>, tensor<8x16xf32>, tensor<8x16xf32>) -> tensor<4x8xf32>
+            return %0 : tensor<4x8xf32>"#
+        ), @"
+            -:8:6: `transformer.mlp`: either all of its matrices have a bias or none
+            -:11:18: `transformer.mlp`: `w_down` is 8x16, must be 16x8 (d_ff x d_model)
+            ");
+    }
+
+    #[test]
+    fn tensors_are_static_and_f32_and_not_empty() {
+        let text = |r#type: &str| {
+            let text = r#"func.func @t(%x: TYPE {kforge.name = "x", kforge.role = "input"})
+                -> (TYPE {kforge.name = "y"}) {
+                %0 = "transformer.relu"(%x) {stage = "s"} : (TYPE) -> TYPE
+                return %0 : TYPE }"#;
+            text.replace("TYPE", r#type)
+        };
+        let types = [
+            "tensor<4x8xf16>",
+            "tensor<?x8xf32>",
+            "tensor<0x8xf32>",
+            "tensor<4x8xf32, 1>",
+            "tensor<4611686018427387904x2xf32>",
+            "tensor<8xf32>",
+        ];
+        let refusals = types.map(|it| rewrite(&text(it), &[]).map_or_else(|it| it.message, |it| it.0));
+        insta::assert_snapshot!(refusals.join("\n"), @"
+            -:1:1: `func.func`: argument `x`: `tensor<4x8xf16>` is not a static, dense tensor of f32
+            -:1:1: `func.func`: argument `x`: `tensor<?x8xf32>` is not a static, dense tensor of f32
+            -:1:1: `func.func`: argument `x`: `tensor<0x8xf32>` has no elements
+            -:1:1: `func.func`: argument `x`: `tensor<4x8xf32, 1 : i64>` is not a static, dense tensor of f32
+            -:1:1: `func.func`: argument `x`: `tensor<4611686018427387904x2xf32>` is larger than memory can be
+            -:3:22: `transformer.relu`: operands or attributes are not of the kinds that the op takes
+            ");
+    }
+
+    #[test]
+    fn a_module_is_one_function_with_named_arguments_that_computes_what_it_returns() {
+        let good = module(
+            r#"%0 = "transformer.relu"(%x) {stage = "s"} : (tensor<4x8xf32>) -> tensor<4x8xf32>
+            return %0 : tensor<4x8xf32>"#,
+        );
+        let changes = [
+            ("return %0", "return %x"),
+            (r#"kforge.name = "w""#, r#"kforge.name = "x""#),
+            (r#"kforge.name = "y""#, r#"kforge.name = "s""#),
+            (r#"kforge.role = "input""#, r#"kforge.role = "output""#),
+            (r#"kforge.role = "input""#, r#"kforge.role = "weight""#),
+            (r#"{kforge.name = "x", kforge.role = "input"}"#, ""),
+            (r#" {kforge.name = "y"}"#, ""),
+            ("return", "%k = arith.constant 0 : index return"),
+        ];
+        assert!(rewrite(&good, &[]).is_ok());
+        let mut refusals: Vec<String> = changes
+            .iter()
+            .map(|(from, to)| good.replacen(from, to, 1))
+            .chain([String::new(), format!("{good}{}", good.replace("@t", "@u")), "func.func private @t()".to_owned()])
+            .map(|text| rewrite(&text, &[]).map_or_else(|it| it.message, |it| it.0))
+            .collect();
+        refusals.dedup();
+        insta::assert_snapshot!(refusals.join("\n"), @r#"
+            -:1:1: `func.func`: the result is not computed by a stage
+            -:1:1: `func.func`: two tensors are named `x`
+            -:8:6: `transformer.relu`: stage name `s` is already taken
+            -:1:1: `func.func`: argument 0 has no `kforge.role` of "input" or "weight"
+            -:1:1: `func.func`: a block has an argument with the role "input"
+            -:1:1: `func.func`: argument 0 has no `kforge.name`
+            -:1:1: `func.func`: the result has no `kforge.name`
+            -:9:18: `arith.constant`: is no op of the `transformer` dialect
+            -:0:0: `builtin.module`: a module holds one function, the block
+            -:1:1: `func.func`: a block is a function with a body of one basic block
+            "#);
+    }
 }

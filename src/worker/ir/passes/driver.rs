@@ -51,13 +51,16 @@ pub fn apply(
 ) -> Result<Counts, Failure> {
     let ledger = Rc::new(RefCell::new(Ledger::default()));
     let set = RewritePatternSet::new(context);
+    let pointer = std::ptr::from_ref(context);
     for &(op, pattern) in patterns {
         let ledger = Rc::clone(&ledger);
         let callback = move |_, operation, rewriter| {
             // SAFETY: the driver hands over a live op and its own rewriter, both valid until the callback returns.
             let (operation, rewriter) =
                 unsafe { (OperationRef::from_raw(operation), PatternRewriter::from_raw(rewriter)) };
-            let rewriter = Rewriter { base: rewriter.as_rewriter_base(), ledger: &ledger };
+            // SAFETY: the reference that the pointer was made from is borrowed until the driver is done.
+            let context = unsafe { &*pointer };
+            let rewriter = Rewriter { context, base: rewriter.as_rewriter_base(), ledger: &ledger };
             View::of(operation).and_then(|view| pattern(&rewriter, &view)).is_some()
         };
         set.add(create_op_rewrite_pattern(op.name(), 1, context, callback, &[]));
@@ -98,16 +101,13 @@ fn run(module: &Module<'_>, patterns: RewritePatternSet<'_>) -> bool {
 
 /// What a pattern may do to the module.
 pub struct Rewriter<'c, 'a> {
+    /// Not taken from the op: melior's `ContextRef::to_ref` gives a reference into a temporary.
+    pub context: &'c Context,
     base: RewriterBase<'c, 'a>,
     ledger: &'a RefCell<Ledger>,
 }
 
 impl<'c: 'a, 'a> Rewriter<'c, 'a> {
-    pub fn context(&self) -> &'c Context {
-        // SAFETY: the context outlives the module that is being rewritten.
-        unsafe { self.base.context().to_ref() }
-    }
-
     /// Puts a new op in the place of `old`, which has the same type of result. `name` is what the new value is printed as.
     pub fn replace(
         &self,
@@ -117,7 +117,7 @@ impl<'c: 'a, 'a> Rewriter<'c, 'a> {
         operands: &[Option<Value<'c, 'a>>],
         attributes: &[(&str, Attribute<'c>)],
     ) -> Option<()> {
-        let context = self.context();
+        let context = self.context;
         let origin = old.operation.location();
         let origin = if origin.is_name() { origin.name_child_location() } else { origin };
         let location = Location::name(context, name, origin);
@@ -166,7 +166,7 @@ impl<'c: 'a, 'a> Rewriter<'c, 'a> {
             let present: Vec<_> = operands.iter().flatten().copied().collect();
             operation.set_operands(&present);
             if view.op.has_optional_operands() {
-                operation.set_attribute(dialect::SEGMENTS, dialect::segments(self.context(), operands));
+                operation.set_attribute(dialect::SEGMENTS, dialect::segments(self.context, operands));
             }
         }
         self.base.finalize_op_modification(view.operation);
@@ -190,4 +190,83 @@ impl<'c: 'a, 'a> Rewriter<'c, 'a> {
 
 fn address(operation: OperationRef<'_, '_>) -> usize {
     operation.to_raw().ptr as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{parse, samples::module, with_context};
+    use melior::ir::attribute::BoolAttribute;
+
+    const BODY: &str = r#"%0 = "transformer.rms_norm"(%x, %b) {stage = "s", eps = 1.0e-5, vectorized = false}
+        : (tensor<4x8xf32>, tensor<8xf32>) -> tensor<4x8xf32>
+        return %0 : tensor<4x8xf32>"#;
+
+    fn apply_to_norm(patterns: &[(Op, Pattern)]) -> Result<Counts, Failure> {
+        with_context(|context| {
+            let module = parse(context, &module(BODY))?;
+            apply(context, &module, "test", patterns)
+        })
+    }
+
+    fn flip(rewriter: &Rewriter<'_, '_>, view: &View<'_, '_>) -> Option<()> {
+        let flag = !view.flag("vectorized")?;
+        rewriter.change(view, None, &[("vectorized", BoolAttribute::new(rewriter.context, flag).into())]);
+        Some(())
+    }
+
+    #[test]
+    fn patterns_that_undo_each_other_are_an_error() {
+        let result = apply_to_norm(&[(Op::RmsNorm, flip)]);
+        let message = "pass `test`: no end after 32 rounds of at most 4096 rewrites";
+        assert_eq!(result, Err(Failure::new(FailureKind::Internal, message)));
+    }
+
+    fn twice(rewriter: &Rewriter<'_, '_>, view: &View<'_, '_>) -> Option<()> {
+        if view.flag("vectorized")? {
+            rewriter.replace_by_value(view, view.operand("x")?);
+            return Some(());
+        }
+        flip(rewriter, view)
+    }
+
+    #[test]
+    fn an_op_that_is_changed_and_then_erased_counts_as_erased() {
+        let counts = apply_to_norm(&[(Op::RmsNorm, twice)]);
+        assert_eq!(counts, Ok(Counts { created: 0, changed: 0, erased: 1 }));
+    }
+
+    fn renew(rewriter: &Rewriter<'_, '_>, view: &View<'_, '_>) -> Option<()> {
+        let name = match view.stage()? {
+            "s" => "t",
+            "t" => "u",
+            _ => return None,
+        };
+        let attribute = |name| view.operation.attribute(name).ok();
+        let stage = melior::ir::attribute::StringAttribute::new(rewriter.context, name).into();
+        let attributes = [("stage", stage), ("eps", attribute("eps")?), ("vectorized", attribute("vectorized")?)];
+        rewriter.replace(view, Op::RmsNorm, name, &view.operands, &attributes)
+    }
+
+    #[test]
+    fn an_op_that_is_made_and_then_replaced_does_not_count() {
+        let counts = apply_to_norm(&[(Op::RmsNorm, renew)]);
+        assert_eq!(counts, Ok(Counts { created: 1, changed: 0, erased: 1 }));
+    }
+
+    #[test]
+    fn a_pattern_lives_no_longer_than_its_pass() {
+        let alive = Rc::new(());
+        with_context(|context| {
+            let module = parse(context, &module(BODY))?;
+            let set = RewritePatternSet::new(context);
+            let captured = Rc::clone(&alive);
+            let callback = move |_, _, _| Rc::strong_count(&captured) == 0;
+            set.add(create_op_rewrite_pattern(Op::RmsNorm.name(), 1, context, callback, &[]));
+            assert!(run(&module, set));
+            Ok(())
+        })
+        .unwrap_or_else(|failure: Failure| panic!("{failure}"));
+        assert_eq!(Rc::strong_count(&alive), 1);
+    }
 }
