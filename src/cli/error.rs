@@ -7,7 +7,7 @@ use crate::{
     protocol::{Failure, FailureKind},
     store::{BuildLockError, StoreError, lock::LockError, out::OutError},
 };
-use std::{io, process::ExitCode};
+use std::{fmt, io, process::ExitCode};
 
 /// The documented exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +39,12 @@ enum Kind {
     Manifest(ProjectErrors),
     /// The reader of stdout went away (`kforge ... | head`): nothing to tell, nobody to tell it to.
     ClosedPipe,
-    Message { code: Outcome, message: String, detail: String, hint: Option<String> },
+    Message {
+        code: Outcome,
+        message: String,
+        detail: String,
+        hint: Option<String>,
+    },
 }
 
 impl Error {
@@ -83,6 +88,17 @@ impl Error {
             }
             Kind::ClosedPipe => {}
             Kind::Message { message, detail, hint, .. } => print::problem(message, detail, hint.as_deref()),
+        }
+    }
+}
+
+/// The message alone, for commands that report a failure as a finding.
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.0 {
+            Kind::Manifest(errors) => write!(f, "{errors}"),
+            Kind::ClosedPipe => f.write_str("nobody reads the output"),
+            Kind::Message { message, .. } => f.write_str(message),
         }
     }
 }

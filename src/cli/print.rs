@@ -7,7 +7,6 @@ use std::{
     io::{self, IsTerminal, Write},
 };
 
-pub const BOLD: Style = Style::new().bold();
 pub const RED: Style = AnsiColor::Red.on_default().bold();
 pub const GREEN: Style = AnsiColor::Green.on_default();
 pub const YELLOW: Style = AnsiColor::Yellow.on_default();

@@ -179,7 +179,8 @@ struct Pattern {
 impl Pattern {
     fn new(text: &str) -> Result<Self, Error> {
         let glob = |part: &str| {
-            let glob = Glob::new(part).map_err(|error| Error::input(format!("`{text}` is no pattern: {}", error.kind())));
+            let glob =
+                Glob::new(part).map_err(|error| Error::input(format!("`{text}` is no pattern: {}", error.kind())));
             glob.map(|it| it.compile_matcher())
         };
         let (block, target) = match text.rsplit_once('@') {

@@ -5,6 +5,7 @@
 //! bit does to the folder, the worst outcome is a miss that is named and rebuilt, never a wrong result.
 
 pub mod cas;
+mod clean;
 pub mod key;
 pub mod lock;
 pub mod out;

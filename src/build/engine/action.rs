@@ -4,13 +4,14 @@ use super::worker::{Request, Seat, WorkerError};
 use crate::{
     build::{
         graph::{BlockTarget, Graph, Outputs, Rules, Step, StepKind},
+        report::{self, BlockReport},
         search,
     },
     digest::Digest,
     host::CpuFacts,
     manifest::spec::Origin,
     plan::{PLAN_VERSION, Plan, Provenance, stage::StageGraph},
-    protocol::{ActionKind, Done, Failure, FailureKind, Limits, blob},
+    protocol::{ActionKind, Done, Failure, FailureKind, Limits, PassReport, blob},
     store::Store,
 };
 use serde::de::DeserializeOwned;
@@ -83,9 +84,9 @@ fn action(workspace: &Workspace<'_>, step: &Step) -> Option<Result<ActionKind, F
     let threads = step.threads;
     let block = |make: &dyn Fn(&BlockTarget, &BTreeMap<String, Origin>) -> ActionKind| {
         let subject = step.subject.and_then(|it| Some((blocks.get(it)?, origins.get(it)?)));
-        subject.map(|(block, origins)| make(block, origins)).ok_or_else(|| {
-            Failure::new(FailureKind::Internal, format!("step `{}` is about no block", step.identity()))
-        })
+        subject
+            .map(|(block, origins)| make(block, origins))
+            .ok_or_else(|| Failure::new(FailureKind::Internal, format!("step `{}` is about no block", step.identity())))
     };
     let cpu = || cpu.clone();
     Some(match step.kind {
@@ -105,11 +106,7 @@ fn action(workspace: &Workspace<'_>, step: &Step) -> Option<Result<ActionKind, F
     })
 }
 
-fn in_process(
-    workspace: &Workspace<'_>,
-    step: &Step,
-    inputs: &BTreeMap<String, Digest>,
-) -> Result<Outputs, Failure> {
+fn in_process(workspace: &Workspace<'_>, step: &Step, inputs: &BTreeMap<String, Digest>) -> Result<Outputs, Failure> {
     let block = step.subject.and_then(|it| workspace.blocks.get(it));
     let block = block.ok_or_else(|| Failure::new(FailureKind::Internal, "a step of the tool is about no block"))?;
     let (name, bytes) = match step.kind {
@@ -117,11 +114,35 @@ fn in_process(
             let stages: StageGraph = read(workspace.store, inputs, blob::STAGES)?;
             (blob::PLAN, pretty(&propose(&stages, workspace.cpu, &block.name, &block.target))?)
         }
+        StepKind::Report => (blob::REPORT, pretty(&report(workspace, step, block, inputs)?)?),
         _ => return Err(Failure::new(FailureKind::Internal, format!("nobody does `{}`", step.identity()))),
     };
     let digest = workspace.store.cas.put(&bytes);
     let digest = digest.map_err(|error| Failure::new(FailureKind::Io, error.to_string()))?;
     Ok(Outputs::from([(name.to_owned(), digest)]))
+}
+
+fn report(
+    workspace: &Workspace<'_>,
+    step: &Step,
+    block: &BlockTarget,
+    inputs: &BTreeMap<String, Digest>,
+) -> Result<BlockReport, Failure> {
+    let store = workspace.store;
+    let plan_digest = inputs.get(blob::PLAN).copied();
+    Ok(BlockReport::new(&report::Inputs {
+        block: &block.name,
+        target: &step.target,
+        spec: &block.spec,
+        cpu: workspace.cpu,
+        stages: &read(store, inputs, blob::STAGES)?,
+        passes: &read::<Vec<PassReport>>(store, inputs, blob::PASSES)?,
+        plan: &read(store, inputs, blob::PLAN)?,
+        plan_digest: plan_digest.ok_or_else(|| no_input(blob::PLAN))?,
+        verdict: &read(store, inputs, blob::VERDICT)?,
+        benchmark: &read(store, inputs, blob::BENCHMARK)?,
+        ceilings: &read(store, inputs, blob::CEILINGS)?,
+    }))
 }
 
 /// The plan of the analytic heuristic.
@@ -137,12 +158,16 @@ pub fn propose(stages: &StageGraph, cpu: &CpuFacts, block: &str, target: &str) -
 
 /// An input as the value it stands for.
 fn read<T: DeserializeOwned>(store: &Store, inputs: &BTreeMap<String, Digest>, name: &str) -> Result<T, Failure> {
-    let missing = || Failure::new(FailureKind::Internal, format!("the step has no input `{name}`"));
-    let digest = inputs.get(name).ok_or_else(missing)?;
+    let digest = inputs.get(name).ok_or_else(|| no_input(name))?;
     let bytes = store.cas.get(digest);
     let bytes = bytes.map_err(|error| Failure::new(FailureKind::MissingBlob, format!("input `{name}`: {error}")))?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| Failure::new(FailureKind::Internal, format!("input `{name}` is not what its name says: {error}")))
+    serde_json::from_slice(&bytes).map_err(|error| {
+        Failure::new(FailureKind::Internal, format!("input `{name}` is not what its name says: {error}"))
+    })
+}
+
+fn no_input(name: &str) -> Failure {
+    Failure::new(FailureKind::Internal, format!("the step has no input `{name}`"))
 }
 
 /// Indented and newline-ended: people open these files.

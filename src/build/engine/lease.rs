@@ -11,11 +11,7 @@ use std::{env, path::PathBuf, time::Duration};
 const SLICE: Duration = Duration::from_millis(200);
 
 /// Waits for the device with this fingerprint. `None`: interrupted while waiting.
-pub fn lease(
-    fingerprint: &Digest,
-    leash: &Leash,
-    mut on_wait: impl FnMut(&Holder),
-) -> Result<Option<Lock>, LockError> {
+pub fn lease(fingerprint: &Digest, leash: &Leash, mut on_wait: impl FnMut(&Holder)) -> Result<Option<Lock>, LockError> {
     let path = folder().join(format!("device-{}", fingerprint.short()));
     let mut told = None;
     while !leash.is_cancelled() {

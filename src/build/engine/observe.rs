@@ -10,18 +10,42 @@ use std::time::Duration;
 #[derive(Debug)]
 pub enum Event<'a> {
     /// Another process builds in this directory, or measures on this device.
-    Waiting { what: Wait, holder: &'a Holder },
+    Waiting {
+        what: Wait,
+        holder: &'a Holder,
+    },
     /// At most this many steps will run; early cutoff can only make them fewer.
-    Begun { steps: usize },
-    Started { step: &'a Step, reason: &'a StaleReason },
+    Begun {
+        steps: usize,
+    },
+    Started {
+        step: &'a Step,
+        reason: &'a StaleReason,
+    },
     /// `unchanged`: it made again what it had made before, so nothing that only reads it will run.
-    Finished { step: &'a Step, wall: Duration, unchanged: bool },
+    Finished {
+        step: &'a Step,
+        wall: Duration,
+        unchanged: bool,
+    },
     /// Stale at the beginning, but what it reads turned out the same.
-    CutOff { step: &'a Step },
-    Failed { step: &'a Step, failure: &'a Failure },
-    Skipped { step: &'a Step, because: &'a Step },
+    CutOff {
+        step: &'a Step,
+    },
+    Failed {
+        step: &'a Step,
+        failure: &'a Failure,
+    },
+    Skipped {
+        step: &'a Step,
+        because: &'a Step,
+    },
     /// `damaged`, made earlier, cannot be read any more; it is made again for `step`.
-    Repairing { damaged: &'a Step, step: &'a Step, failure: &'a Failure },
+    Repairing {
+        damaged: &'a Step,
+        step: &'a Step,
+        failure: &'a Failure,
+    },
     Ended,
 }
 

@@ -23,7 +23,11 @@ impl Queue {
     }
 
     pub fn push(&mut self, step: usize, exclusive: bool) {
-        if exclusive { self.exclusive.insert(step) } else { self.shared.insert(step) };
+        if exclusive {
+            self.exclusive.insert(step)
+        } else {
+            self.shared.insert(step)
+        };
     }
 
     /// The next step to start; it counts as running from here on.
