@@ -98,7 +98,7 @@ impl Attention<'_> {
             let target = code.add(panel_at, column);
             let source = code.times(first_key, stride);
             let source = code.add(source, kv_at);
-            let mut square = |code: &mut Code, source: Val, target: Val, depth: usize| {
+            let square = |code: &mut Code, source: Val, target: Val, depth: usize| {
                 let zero = code.splat(0.0);
                 let mask = code.first_lanes(depth);
                 let rows: Vec<_> = (0..lanes)

@@ -137,7 +137,7 @@ impl Product<'_> {
         code.with_lanes(s.lanes, |code| {
             code.for_(begin, end, 1, |code, panel| {
                 let (column, panel_at) = (code.times(panel, s.nr), code.times(panel, s.nr * k));
-                let mut copy = |code: &mut Code, columns: usize| {
+                let copy = |code: &mut Code, columns: usize| {
                     let (zero, depth) = (code.index(0), code.index(k));
                     code.for_(zero, depth, 1, |code, row| {
                         let from = code.times(row, n);

@@ -297,7 +297,7 @@ impl Module<'_> {
         let scratch = stages.iter().map(|it| memory::aligned(it.workspace)).max().unwrap_or(0);
         if values + scratch > 0 {
             let base = entry.pointer(Arg::Workspace);
-            let mut place = |code: &mut Code, offset: usize| {
+            let place = |code: &mut Code, offset: usize| {
                 code.op(format_args!("llvm.getelementptr {base}[{offset}] : (!llvm.ptr) -> !llvm.ptr, i8"))
             };
             for placement in placements {
