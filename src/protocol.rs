@@ -51,6 +51,10 @@ pub mod blob {
     pub const CEILINGS: &str = "ceilings";
     /// A safetensors file of tensors given to `run`.
     pub const TENSORS: &str = "tensors";
+    /// One block: what `report.json` shows.
+    pub const REPORT: &str = "report";
+    /// UTF-8, what `kforge ir` prints.
+    pub const TEXT: &str = "text";
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -95,7 +99,7 @@ pub enum ActionKind {
     /// In: `object`, `kernel`. Out: `benchmark`. Measures for about `time_ms`.
     Benchmark { cpu: CpuFacts, threads: usize, time_ms: u64 },
     /// In: `object`, `kernel`, optionally `tensors`. Out: `tensors`: the outputs, and every stage's output if `stages`.
-    Run { threads: usize, seed: u64, stages: bool },
+    Run { block: BlockSpec, threads: usize, seed: u64, stages: bool },
     /// Measure the hand-written matmuls and the generated one. In: `object`, `kernel` of a matmul block. Out: `benchmark`.
     BenchMatmul { m: usize, n: usize, k: usize, threads: usize, time_ms: u64 },
     /// Print IR. Out: `text`. With `each`, a unified diff for every pass; without, the module before the passes.

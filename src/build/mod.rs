@@ -2,5 +2,6 @@
 
 pub mod engine;
 pub mod graph;
+mod history;
 pub mod report;
 pub mod search;

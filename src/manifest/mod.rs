@@ -1,3 +1,111 @@
 //! The manifest: `kernelforge.toml` and `workloads/*.toml`, loaded with spans, validated as a whole, resolved to [`spec`].
+//!
+//! [`schema`] is one table of keys: what each table takes, of which type and range, and why. The checks ([`table`]), the
+//! suggestions and the JSON Schema that editors use are all read from it, so they cannot disagree. [`load`] reads files and
+//! globs, [`resolve`] and [`block`] turn checked tables into values, [`error`] says what is wrong and where.
+//!
+//! A manifest is data: loading one starts nothing and writes nothing. All problems of a project are found in one run; a
+//! project with any problem is not returned at all.
 
+mod block;
+pub mod error;
+mod load;
+mod resolve;
+pub mod schema;
 pub mod spec;
+mod syntax;
+mod table;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::{ProjectErrors, render};
+pub use load::load;
+pub use schema::schema;
+
+use serde::{Deserialize, Serialize};
+use spec::{BlockSpec, Origin, Pass};
+use std::{collections::BTreeMap, path::PathBuf};
+
+/// The project file, at the root of every project.
+pub const PROJECT_FILE: &str = "kernelforge.toml";
+
+/// The pipeline, tuning and target that a block gets when the manifest names none. Each exists without being declared.
+pub const DEFAULT: &str = "default";
+pub const DEFAULT_TARGET: &str = "cpu";
+
+/// A project that has no problems.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Project {
+    /// Absolute, symbolic links resolved.
+    pub root: PathBuf,
+    pub name: String,
+    /// Every file that was read, relative to `root`: the project file, then the workloads in order of their names.
+    pub files: Vec<PathBuf>,
+    pub targets: BTreeMap<String, Target>,
+    /// What a block that names no targets is built for.
+    pub default_targets: Vec<String>,
+    pub pipelines: BTreeMap<String, Vec<Pass>>,
+    pub tunings: BTreeMap<String, Tuning>,
+    /// In the order of the files and of the declarations in them; the instances of a list in the list's order.
+    pub blocks: Vec<BlockInstance>,
+}
+
+/// One value for every field of a declared block.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BlockInstance {
+    /// Unique in the project: `declared`, then `-s128`, `-m128`, `-b4`, `-f32` for each key that was given as a list.
+    pub name: String,
+    /// The name in the manifest.
+    pub declared: String,
+    /// A block in a group is left out of a plain build.
+    pub group: Option<String>,
+    pub spec: BlockSpec,
+    /// Keys of [`Project::targets`], never empty.
+    pub targets: Vec<String>,
+    /// A key of [`Project::pipelines`].
+    pub pipeline: String,
+    /// A key of [`Project::tunings`].
+    pub tuning: String,
+    /// Where each key that was given is written; the table itself under "".
+    pub origins: BTreeMap<String, Origin>,
+}
+
+/// What a block is built for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Target {
+    pub name: String,
+    pub backend: Backend,
+    /// Threads that run the block; 1..=1024, and at most the machine's cores when it is measured.
+    pub threads: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backend {
+    Cpu,
+}
+
+/// How a plan is found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Tuning {
+    pub name: String,
+    pub strategy: Strategy,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Strategy {
+    /// The analytic model; measures nothing.
+    Heuristic,
+}
+
+impl Strategy {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Heuristic => "heuristic",
+        }
+    }
+}

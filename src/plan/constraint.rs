@@ -135,7 +135,8 @@ impl Knobs<'_> {
         if s.pack_a {
             let (bytes, limit) = (s.mc * s.kc * 4, self.cpu.l2.max(self.cpu.l3));
             if bytes > limit {
-                let rule = format!("with `{prefix}kc` = {} packs {bytes} bytes of A: the largest cache has {limit}", s.kc);
+                let rule =
+                    format!("with `{prefix}kc` = {} packs {bytes} bytes of A: the largest cache has {limit}", s.kc);
                 return Err(self.violation(&knob("mc"), s.mc, rule));
             }
         }
@@ -147,7 +148,11 @@ impl Knobs<'_> {
         self.matmul("down.", &s.down)?;
         self.multiple("row-block", s.row_block, "up.mr", s.up.mr)?;
         if s.up.mr != s.down.mr {
-            return Err(self.violation("down.mr", s.down.mr, format!("is not `up.mr` = {}: both products walk the same row tiles", s.up.mr)));
+            return Err(self.violation(
+                "down.mr",
+                s.down.mr,
+                format!("is not `up.mr` = {}: both products walk the same row tiles", s.up.mr),
+            ));
         }
         if s.up.lanes != s.down.lanes {
             return Err(self.violation("down.lanes", s.down.lanes, format!("is not `up.lanes` = {}", s.up.lanes)));

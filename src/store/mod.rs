@@ -1,3 +1,157 @@
-//! `.kforge-cache/`: blobs by digest, action records, locks. The only writer of that folder.
+//! `.kforge-cache/`: blobs, action records, locks, and `out/`. The only writer of that folder.
+//!
+//! Nothing in here knows what a kernel, a step or a manifest is: it keeps bytes by digest ([`cas`]), what each action made
+//! ([`records`]), who is busy ([`lock`]), and the files that people open ([`out`]). Whatever a crash, a full disk or a flipped
+//! bit does to the folder, the worst outcome is a miss that is named and rebuilt, never a wrong result.
 
 pub mod cas;
+mod clean;
+pub mod key;
+pub mod lock;
+pub mod out;
+pub mod records;
+#[cfg(test)]
+mod tests;
+
+use crate::digest::Digest;
+use cas::Cas;
+use lock::{Holder, Lock, LockError};
+use records::Records;
+use serde::Serialize;
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// The layout this kforge reads and writes. An older one is upgraded in place or, since nothing in it is precious, emptied.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// The folder's name in a project's root.
+pub const FOLDER: &str = ".kforge-cache";
+
+/// The store cannot do its work: the environment's fault (disk, permissions), or the folder was written by a newer kforge.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("cannot {doing} `{}`: {source}", path.display())]
+    Io { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error(
+        "`{}` has store layout {found}, but this kforge knows layouts up to {known}; \
+         use the newer kforge that wrote it, or remove the folder: it holds nothing that cannot be rebuilt",
+        path.display()
+    )]
+    NewerLayout { path: PathBuf, found: u32, known: u32 },
+}
+
+impl StoreError {
+    fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { doing, path, source }
+    }
+}
+
+/// Something was wrong with the folder, and was put right at the price of rebuilding. To be shown, not to be acted on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(tag = "notice", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
+pub enum Notice {
+    #[error("the build records are unreadable ({why}); moved to `{}`, starting without them", moved_to.display())]
+    RecordsReset { why: String, moved_to: PathBuf },
+    #[error("{bytes} bytes of the build records are damaged; the records in them are rebuilt (old file: `{}`)", kept.display())]
+    RecordsDamaged { bytes: u64, kept: PathBuf },
+    #[error("`{}` held {found:?} instead of a layout version; written anew", path.display())]
+    VersionRewritten { path: PathBuf, found: String },
+}
+
+/// One project's cache folder.
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+    pub cas: Cas,
+    pub records: Records,
+}
+
+impl Store {
+    /// Opens, and where needed creates, the cache folder in the project's root. Takes no lock: readers never wait.
+    pub fn open(root: &Path) -> Result<(Self, Vec<Notice>), StoreError> {
+        let dir = root.join(FOLDER);
+        let mut notices = Vec::new();
+        fs::create_dir_all(&dir).map_err(StoreError::io("create the folder", &dir))?;
+        notices.extend(check_layout(&dir)?);
+        let cas = Cas::open(&dir)?;
+        let (records, damage) = Records::open(&dir)?;
+        notices.extend(damage);
+        Ok((Self { dir, cas, records }, notices))
+    }
+
+    /// The cache folder itself.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Waits until no other process builds in this project ([`Lock::acquire`]), then sees what the last one recorded and
+    /// removes what it may have left behind.
+    pub fn lock_build(
+        &self,
+        wait: Option<Duration>,
+        on_wait: impl FnMut(&Holder),
+    ) -> Result<(Lock, Vec<Notice>), BuildLockError> {
+        let lock = Lock::acquire(&self.build_lock_path(), wait, on_wait)?;
+        let notices = self.records.refresh()?;
+        self.cas.sweep()?;
+        Ok((lock, notices))
+    }
+
+    /// Where the lock of [`Store::lock_build`] is, for callers that poll it themselves with [`Lock::try_acquire`].
+    pub fn build_lock_path(&self) -> PathBuf {
+        self.dir.join("locks").join("build")
+    }
+
+    /// The folder of what a person opens, e.g. `.kforge-cache/out/gpt2-small-s128@cpu`.
+    pub fn out(&self, block_at_target: &str) -> PathBuf {
+        self.dir.join("out").join(block_at_target)
+    }
+
+    /// Makes [`Store::out`] hold exactly these blobs under these names ([`out::materialise`]). Returns how many files changed.
+    pub fn materialise(&self, block_at_target: &str, files: &[(&str, Digest)]) -> Result<usize, out::OutError> {
+        out::materialise(&self.cas, &self.out(block_at_target), files)
+    }
+}
+
+/// The build lock was not taken, or the store failed right behind it.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildLockError {
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Refuses a folder of a newer layout. The file is advisory: missing or unreadable content is written anew.
+fn check_layout(dir: &Path) -> Result<Option<Notice>, StoreError> {
+    let path = dir.join("VERSION");
+    let found = match fs::read(&path) {
+        Ok(bytes) => Some(String::from_utf8_lossy(&bytes).trim().chars().take(40).collect::<String>()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(StoreError::io("read", path)(error)),
+    };
+    match found.as_deref().map(str::parse::<u32>) {
+        Some(Ok(version)) if version > LAYOUT_VERSION => {
+            return Err(StoreError::NewerLayout { path: dir.to_owned(), found: version, known: LAYOUT_VERSION });
+        }
+        Some(Ok(_)) => return Ok(None),
+        Some(Err(_)) | None => {}
+    }
+    for (name, content) in [
+        // Version control and backups should leave the folder alone.
+        (".gitignore", "*\n"),
+        (
+            "CACHEDIR.TAG",
+            "Signature: 8a477f597d28d172789f06886806bc55\n# Made by kforge; everything here can be rebuilt.\n",
+        ),
+        ("VERSION", &format!("{LAYOUT_VERSION}\n")),
+    ] {
+        let path = dir.join(name);
+        out::replace(&path, content.as_bytes()).map_err(StoreError::io("write", path))?;
+    }
+    Ok(found.map(|found| Notice::VersionRewritten { path, found }))
+}

@@ -1,1 +1,4 @@
-fn main() {}
+//! End-to-end tests: they drive the real binaries in temporary directories.
+
+#[cfg(feature = "worker")]
+mod worker;

@@ -1,1 +1,225 @@
-//! Steps, edges, keys, stale reasons. Pure: no IO, no clock.
+//! Steps, edges, keys, stale reasons. Pure: no IO, no clock. What was built before comes in through [`History`].
+//!
+//! [`steps::plan_build`] makes the [`Graph`] from plain data. A step's key is the digest of named parts: its own parameters, and
+//! for each blob it reads the digest of the blob's CONTENT. So a step that makes the same output again stops the rebuild
+//! (early cutoff), and two keys can be compared part by part ([`stale`]). [`status`] decides which steps are up to date,
+//! [`why`] follows a change to the field that was edited, [`output`] draws the graph.
+
+pub mod output;
+pub mod stale;
+pub mod status;
+pub mod steps;
+#[cfg(test)]
+mod tests;
+pub mod why;
+
+pub use crate::store::key::KeyParts;
+pub use stale::StaleReason;
+pub use status::{Built, Damage, Decision, History, Recorded};
+pub use steps::{BlockTarget, Rules, plan_build};
+
+use crate::digest::Digest;
+use serde::Serialize;
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+/// Content digests by output name.
+pub type Outputs = BTreeMap<String, Digest>;
+
+/// Index of a step in its graph. A step's dependencies have smaller ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct StepId(pub u32);
+
+impl StepId {
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StepKind {
+    /// Measures what the target can do at best.
+    Probe,
+    Ir,
+    Plan,
+    Compile,
+    Verify,
+    Benchmark,
+    Report,
+}
+
+impl StepKind {
+    pub const ALL: [Self; 7] =
+        [Self::Probe, Self::Ir, Self::Plan, Self::Compile, Self::Verify, Self::Benchmark, Self::Report];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Probe => "probe",
+            Self::Ir => "ir",
+            Self::Plan => "plan",
+            Self::Compile => "compile",
+            Self::Verify => "verify",
+            Self::Benchmark => "benchmark",
+            Self::Report => "report",
+        }
+    }
+
+    pub const fn class(self) -> Class {
+        match self {
+            Self::Ir | Self::Compile | Self::Report => Class::Compute,
+            Self::Plan => Class::Search,
+            Self::Verify => Class::Device { exclusive: false },
+            Self::Probe | Self::Benchmark => Class::Device { exclusive: true },
+        }
+    }
+}
+
+impl fmt::Display for StepKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// What a step needs while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Class {
+    Compute,
+    /// Proposes; runs in the tool itself.
+    Search,
+    /// Needs the target's device. `exclusive`: it measures, so nothing else of the build may run on the device.
+    Device {
+        exclusive: bool,
+    },
+}
+
+/// One blob that a step reads: an output of another step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Input {
+    pub step: StepId,
+    /// The output's name, which is also the action's name for the input ([`crate::protocol::blob`]).
+    pub name: &'static str,
+    /// The name of the key part that holds the blob's digest, e.g. `input.compile.object`.
+    pub part: Arc<str>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Step {
+    pub id: StepId,
+    pub kind: StepKind,
+    /// Index into the block targets that the graph was made from; none for a probe.
+    pub subject: Option<usize>,
+    /// The block instance's name; none for a probe.
+    pub block: Option<Arc<str>>,
+    pub target: Arc<str>,
+    pub threads: usize,
+    /// Steps that must have succeeded before this one runs, ascending: the inputs' steps and the gates, whose content is not
+    /// part of the key.
+    pub deps: Vec<StepId>,
+    pub inputs: Vec<Input>,
+    /// The parts of the key that do not depend on other steps.
+    pub params: KeyParts,
+    identity: Arc<str>,
+}
+
+impl Step {
+    /// What the step is called wherever it is named: `gpt2-small-s128@cpu:verify`; a probe is `@cpu:probe`.
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    pub const fn class(&self) -> Class {
+        self.kind.class()
+    }
+}
+
+/// Steps in an order in which they can run.
+#[derive(Debug, Clone, Default)]
+pub struct Graph {
+    steps: Vec<Step>,
+    dependents: Vec<Vec<StepId>>,
+}
+
+impl Graph {
+    /// Appends a step and returns its id.
+    ///
+    /// # Panics
+    /// When a dependency is not in the graph yet: the order of the steps is what makes cycles impossible.
+    fn push(
+        &mut self,
+        kind: StepKind,
+        (subject, block): (Option<usize>, Option<Arc<str>>),
+        (target, threads): (&Arc<str>, usize),
+        reads: &[(StepId, &'static str)],
+        gates: &[StepId],
+        params: KeyParts,
+    ) -> StepId {
+        let id = StepId(u32::try_from(self.steps.len()).unwrap_or(u32::MAX));
+        let mut deps: Vec<_> = reads.iter().map(|it| it.0).chain(gates.iter().copied()).collect();
+        deps.sort();
+        deps.dedup();
+        for dep in &deps {
+            assert!(*dep < id, "step {} depends on step {}, which comes later", id.0, dep.0);
+            self.dependents[dep.index()].push(id);
+        }
+        let input = |&(step, name): &(StepId, &'static str)| Input {
+            step,
+            name,
+            part: format!("input.{}.{name}", self.steps[step.index()].kind.name()).into(),
+        };
+        let inputs = reads.iter().map(input).collect();
+        let identity = format!("{}@{target}:{kind}", block.as_deref().unwrap_or_default()).into();
+        let target = target.clone();
+        self.steps.push(Step { id, kind, subject, block, target, threads, deps, inputs, params, identity });
+        self.dependents.push(Vec::new());
+        id
+    }
+
+    /// Every step after the steps it depends on.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    pub fn step(&self, id: StepId) -> &Step {
+        &self.steps[id.index()]
+    }
+
+    pub fn len(&self) -> usize {
+        self.steps.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// The steps that depend directly on this one, ascending.
+    pub fn dependents(&self, id: StepId) -> &[StepId] {
+        &self.dependents[id.index()]
+    }
+
+    /// The step of this identity ([`Step::identity`]).
+    pub fn find(&self, identity: &str) -> Option<StepId> {
+        self.steps.iter().find(|it| it.identity() == identity).map(|it| it.id)
+    }
+
+    /// All parts of the step's key, or the steps whose outputs would have to be known for that.
+    pub fn parts<'a>(
+        &self,
+        id: StepId,
+        outputs_of: impl Fn(StepId) -> Option<&'a Outputs>,
+    ) -> Result<KeyParts, Vec<StepId>> {
+        let step = self.step(id);
+        let mut parts = step.params.clone();
+        let mut unknown = Vec::new();
+        for input in &step.inputs {
+            match outputs_of(input.step).and_then(|it| it.get(input.name)) {
+                Some(digest) => parts.set(input.part.clone(), digest.to_string()),
+                None => unknown.push(input.step),
+            }
+        }
+        unknown.sort();
+        unknown.dedup();
+        if unknown.is_empty() { Ok(parts) } else { Err(unknown) }
+    }
+}

@@ -1,1 +1,12 @@
-//! What people and CI read: terminal table, JSON.
+//! What people and CI read: `report.json` of each block ([`model`]) and the table that ends a build ([`terminal`]).
+//!
+//! Pure functions of what the steps made: no IO, no clock, so a report is reproduced from its inputs and cut off early like
+//! any other output.
+
+pub mod model;
+pub mod terminal;
+
+#[cfg(test)]
+mod tests;
+
+pub use model::{BlockReport, Inputs};

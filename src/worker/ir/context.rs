@@ -56,3 +56,29 @@ fn handles() -> [DialectHandle; 11] {
     raw.map(|it| unsafe { DialectHandle::from_raw(it) })
 }
 
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::diagnostics;
+
+    #[test]
+    fn every_dialect_of_the_pipeline_parses() {
+        let context = context();
+        let text = r#"
+            func.func @f(%m: memref<16xf32>) attributes {llvm.emit_c_interface} {
+              %zero = arith.constant 0 : index
+              %v = vector.load %m[%zero] : memref<16xf32>, vector<16xf32>
+              %e = math.exp %v : vector<16xf32>
+              %p = ub.poison : f32
+              %i = index.add %zero, %zero
+              scf.for %j = %zero to %i step %i { memref.store %p, %m[%j] : memref<16xf32> }
+              cf.br ^done
+            ^done:
+              return
+            }
+            llvm.func @g()
+        "#;
+        let module = diagnostics::capture(&context, || super::super::parse(&context, text));
+        assert!(module.is_ok(), "{module:?}");
+    }
+}

@@ -2,11 +2,7 @@
 //! call that can emit a diagnostic runs inside [`capture`].
 
 use kernelforge::protocol::{Failure, FailureKind};
-use melior::{
-    Context,
-    diagnostic::Diagnostic,
-    ir::{Location, attribute::AttributeLike},
-};
+use melior::{Context, diagnostic::Diagnostic, ir::Location};
 use std::{cell::RefCell, rc::Rc};
 
 /// Runs `action`; if it fails, what MLIR said meanwhile becomes the failure's detail.
@@ -14,29 +10,27 @@ pub fn capture<T>(context: &Context, action: impl FnOnce() -> Result<T, Failure>
     let lines = Rc::new(RefCell::new(Vec::new()));
     let sink = Rc::clone(&lines);
     let handler = context.attach_diagnostic_handler(move |diagnostic| {
-        sink.borrow_mut().push(line(&diagnostic));
+        sink.borrow_mut().extend(self::lines(&diagnostic));
         true
     });
     let result = action();
     context.detach_diagnostic_handler(handler);
     result.map_err(|failure| {
         let lines = lines.take();
-        if lines.is_empty() { failure } else { adopt(failure, &lines) }
+        if lines.is_empty() { failure } else { adopt(failure, lines) }
     })
 }
 
 /// The failure with MLIR's lines as detail, and with the first of them as message where the failure only says that MLIR
 /// refused something.
-fn adopt(mut failure: Failure, lines: &[String]) -> Failure {
+fn adopt(mut failure: Failure, lines: Vec<String>) -> Failure {
+    let mut lines = std::iter::once(std::mem::take(&mut failure.detail)).chain(lines).filter(|it| !it.is_empty());
     if failure.message == REFUSED
-        && let Some((first, rest)) = lines.split_first()
+        && let Some(first) = lines.next()
     {
-        failure.message.clone_from(first);
-        failure.detail = rest.join("\n");
-    } else {
-        let own = std::mem::take(&mut failure.detail);
-        failure.detail = [own.as_str()].into_iter().chain(lines.iter().map(String::as_str)).filter(|it| !it.is_empty()).collect::<Vec<_>>().join("\n");
+        failure.message = first;
     }
+    failure.detail = lines.collect::<Vec<_>>().join("\n");
     failure
 }
 
@@ -47,14 +41,12 @@ pub fn refused() -> Failure {
     Failure::new(FailureKind::InvalidIr, REFUSED)
 }
 
-fn line(diagnostic: &Diagnostic<'_>) -> String {
-    let mut text = format!("{}: {diagnostic}", place(diagnostic.location()));
-    for index in 0..diagnostic.note_count() {
-        if let Ok(note) = diagnostic.note(index) {
-            text.push_str(&format!("\n  note: {}: {note}", place(note.location())));
-        }
-    }
-    text
+/// A diagnostic and its notes, one string each.
+fn lines(diagnostic: &Diagnostic<'_>) -> Vec<String> {
+    let text = |it: &Diagnostic<'_>| format!("{}: {it}", place(it.location()));
+    let notes = (0..diagnostic.note_count()).filter_map(|index| diagnostic.note(index).ok());
+    let notes = notes.map(|it| format!("  note: {}", text(&it)));
+    std::iter::once(text(diagnostic)).chain(notes).collect()
 }
 
 /// `file:line:column` of a location, as compilers print it; `<unknown>` when it has none.

@@ -79,7 +79,8 @@ impl MatmulKernel for Library {
     fn multiply(&self, a: &[f32], b: &[f32], c: &mut [f32], shape: Shape) {
         let Shape { m, n, k } = shape;
         assert!(a.len() == m * k && b.len() == k * n && c.len() == m * n, "operands do not have the shape {shape:?}");
-        let size = |it: usize| c_int::try_from(it).unwrap_or_else(|_| panic!("{shape:?} is beyond CBLAS's 32-bit sizes"));
+        let size =
+            |it: usize| c_int::try_from(it).unwrap_or_else(|_| panic!("{shape:?} is beyond CBLAS's 32-bit sizes"));
         // CBLAS wants leading dimensions of at least 1 even for empty matrices.
         let stride = |it: usize| size(it.max(1));
         // SAFETY: the slices have the lengths of the shapes handed over, and live across the call.

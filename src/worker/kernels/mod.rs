@@ -30,8 +30,11 @@ pub trait MatmulKernel {
 /// Every kernel that this machine has, told to use `threads` threads where it can. The library is absent where no CBLAS is
 /// installed ([`Library::find`] says which were looked for).
 pub fn all(threads: usize) -> Vec<Box<dyn MatmulKernel>> {
-    let mut all: Vec<Box<dyn MatmulKernel>> =
-        vec![Box::new(Reference), Box::new(Blocked(Blocks::default())), Box::new(Parallel::new(Blocks::default(), threads))];
+    let mut all: Vec<Box<dyn MatmulKernel>> = vec![
+        Box::new(Reference),
+        Box::new(Blocked(Blocks::default())),
+        Box::new(Parallel::new(Blocks::default(), threads)),
+    ];
     if let Ok(library) = Library::find(threads) {
         all.push(Box::new(library));
     }

@@ -77,14 +77,15 @@ pub fn benchmark(object: &[u8], kernel: &Kernel, threads: usize, time_ms: u64) -
     })?;
     let bytes = graph.tensors.iter().filter(|it| it.role != Role::Value).map(|it| it.bytes() as u64).sum();
     let whole = ("block".to_owned(), "block".to_owned(), graph.flops(), bytes);
-    let names = graph.stages.iter().map(|it| (it.name.clone(), it.op.name().to_owned(), it.op.flops(), graph.bytes(it)));
+    let names =
+        graph.stages.iter().map(|it| (it.name.clone(), it.op.name().to_owned(), it.op.flops(), graph.bytes(it)));
     let mut results: Vec<StageBenchmark> = names
         .chain([whole])
         .zip(timings)
         .map(|((name, op, flops, bytes), timing)| StageBenchmark { name, op, timing, flops, bytes })
         .collect();
-    let block = results.pop().ok_or_else(|| {
-        Failure::new(kernelforge::protocol::FailureKind::Internal, "the block was not measured")
-    })?;
+    let block = results
+        .pop()
+        .ok_or_else(|| Failure::new(kernelforge::protocol::FailureKind::Internal, "the block was not measured"))?;
     Ok(Benchmark { version: BENCHMARK_VERSION, threads: threads.count(), block, stages: results })
 }

@@ -89,7 +89,10 @@ fn fastest<T: Copy + Send>(parts: Vec<T>, work: impl Fn(T) + Sync) -> Result<Dur
         let started = times.iter().map(|it| it[index].0).min()?;
         Some(times.iter().map(|it| it[index].1).max()?.duration_since(started))
     };
-    (0..RUNS).filter_map(one_run).min().ok_or_else(|| Failure::new(FailureKind::Internal, "the ceilings were not measured"))
+    (0..RUNS)
+        .filter_map(one_run)
+        .min()
+        .ok_or_else(|| Failure::new(FailureKind::Internal, "the ceilings were not measured"))
 }
 
 #[cfg(test)]

@@ -32,7 +32,10 @@ mod tests {
         ];
         for (function, x, expected) in cases {
             let y = activation(function, x);
-            assert!((y - expected).abs() <= 4e-15 * f64::abs(expected), "{function:?}({x}) = {y:.17}, not {expected:.17}");
+            assert!(
+                (y - expected).abs() <= 4e-15 * f64::abs(expected),
+                "{function:?}({x}) = {y:.17}, not {expected:.17}"
+            );
         }
     }
 

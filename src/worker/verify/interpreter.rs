@@ -203,7 +203,8 @@ impl Interpreter {
                 }
                 let bias_of = |it: Option<&Vec<f32>>| it.cloned();
                 let first = layers[0];
-                let mut hidden = self.linear(&inputs[0], first.0, bias_of(first.1).as_deref(), d_ff, Some(Some(activation)));
+                let mut hidden =
+                    self.linear(&inputs[0], first.0, bias_of(first.1).as_deref(), d_ff, Some(Some(activation)));
                 if gated {
                     let up = self.linear(&inputs[0], layers[1].0, bias_of(layers[1].1).as_deref(), d_ff, None);
                     hidden.iter_mut().zip(up).for_each(|(a, g)| *a *= g);
@@ -278,7 +279,9 @@ impl Interpreter {
     }
 
     fn attention(&self, op: &StageOp, inputs: &[Vec<f32>]) -> Vec<f32> {
-        let StageOp::Attention { batch, seq, heads, kv_heads, head_dim, causal, scale } = *op else { return Vec::new() };
+        let StageOp::Attention { batch, seq, heads, kv_heads, head_dim, causal, scale } = *op else {
+            return Vec::new();
+        };
         let scale = if self.is(Wrong::NoScale) { 1.0 } else { scale as f32 };
         let mut out = vec![0.0; batch * seq * heads * head_dim];
         for row in 0..batch * seq {

@@ -29,7 +29,8 @@ pub fn evaluate(block: &BlockSpec, tensors: &dyn Named, wanted: &[usize]) -> Res
         BlockSpec::Transformer { rows, attention, norm, mlp, .. } => {
             let x = it.matrix("x", rows.rows(), attention.d_model)?;
             let attended = it.attention(&it.norm(&x, norm, "norm1")?, rows, attention, wanted)?;
-            let h = x.select(Axis(0), wanted) + it.project(&attended, "attn.wo", "attn.bo", attention.d_model, attention.out_bias)?;
+            let h = x.select(Axis(0), wanted)
+                + it.project(&attended, "attn.wo", "attn.bo", attention.d_model, attention.out_bias)?;
             let ff = it.mlp(&it.norm(&h, norm, "norm2")?, mlp)?;
             Ok(h + ff)
         }
@@ -153,7 +154,13 @@ impl Oracle<'_> {
     }
 
     /// Heads side by side for the rows `wanted`, before the output projection.
-    fn attention(&self, x: &Matrix, rows: RowsSpec, spec: AttentionSpec, wanted: &[usize]) -> Result<Matrix, OracleError> {
+    fn attention(
+        &self,
+        x: &Matrix,
+        rows: RowsSpec,
+        spec: AttentionSpec,
+        wanted: &[usize],
+    ) -> Result<Matrix, OracleError> {
         let AttentionSpec { heads, kv_heads, head_dim, qkv_bias, .. } = spec;
         let everyone: Vec<usize> = (0..rows.rows()).collect();
         let mut q = self.project(&x.select(Axis(0), wanted), "attn.wq", "attn.bq", heads * head_dim, qkv_bias)?;

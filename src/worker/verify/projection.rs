@@ -40,9 +40,9 @@ impl Linear<'_> {
         let mut source = Source::new(seed, 0xf7e1_7a1d);
         let v: Vec<f64> = match sums {
             Sums::Rounded => (0..self.n).map(|_| f64::from(source.sign())).collect(),
-            Sums::Exact => {
-                (0..self.n).map(|_| f64::from(source.sign() * (1 + source.below(COEFFICIENT as usize)) as f32)).collect()
-            }
+            Sums::Exact => (0..self.n)
+                .map(|_| f64::from(source.sign() * (1 + source.below(COEFFICIENT as usize)) as f32))
+                .collect(),
         };
         let a = self.matrix(self.a, self.m, self.k);
         // W v and |W| 1, group by group.

@@ -269,7 +269,8 @@ fn attention(shape: AttentionShape, inputs: &[Operand], rows: &[usize], detail: 
             let q = inputs[0].part(width, wanted.iter().copied(), columns..columns + head_dim);
             let k = inputs[1].part(kv_width, first..first + seq, kv_columns..kv_columns + head_dim);
             let v = inputs[2].part(kv_width, first..first + seq, kv_columns..kv_columns + head_dim);
-            let visible: Vec<usize> = wanted.iter().map(|row| if shape.causal { row - first + 1 } else { seq }).collect();
+            let visible: Vec<usize> =
+                wanted.iter().map(|row| if shape.causal { row - first + 1 } else { seq }).collect();
             let (p, error) = probabilities(shape, &q, &k, &visible, detail);
             let here = s![batch, ..];
             general_mat_mul(1.0, &p, &v, 0.0, &mut value.slice_mut(here));
@@ -367,4 +368,3 @@ fn rope(inputs: &[Operand], seq: usize, heads: usize, head_dim: usize, rows: &[u
     }
     out
 }
-

@@ -31,7 +31,13 @@ impl Builder {
         output
     }
 
-    fn matmul(&mut self, name: &str, x: TensorId, (w, b): (&str, Option<&str>), (m, n, k): (usize, usize, usize)) -> TensorId {
+    fn matmul(
+        &mut self,
+        name: &str,
+        x: TensorId,
+        (w, b): (&str, Option<&str>),
+        (m, n, k): (usize, usize, usize),
+    ) -> TensorId {
         let mut inputs = vec![x, self.weight(w, &[k, n])];
         inputs.extend(b.map(|b| self.weight(b, &[n])));
         let op = StageOp::Matmul { m, n, k, bias: b.is_some(), activation: None, residual: false };

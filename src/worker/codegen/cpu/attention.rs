@@ -81,7 +81,9 @@ impl Attention<'_> {
             let (q_at, kv_at) = (at(code, q_stride, head), at(code, kv_stride, kv_head));
             self.transpose_keys(code, buffers, kv_at);
             let (zero, seq) = (code.index(0), code.index(self.seq));
-            code.for_(zero, seq, self.row_block(), |code, row| self.row_block_of(code, micros, buffers, q_at, kv_at, row));
+            code.for_(zero, seq, self.row_block(), |code, row| {
+                self.row_block_of(code, micros, buffers, q_at, kv_at, row)
+            });
         });
     }
 
@@ -134,7 +136,15 @@ impl Attention<'_> {
         }
     }
 
-    fn row_block_of(&self, code: &mut Code, micros: &mut MicroKernels, buffers: &Buffers, q_at: Val, kv_at: Val, row: Val) {
+    fn row_block_of(
+        &self,
+        code: &mut Code,
+        micros: &mut MicroKernels,
+        buffers: &Buffers,
+        q_at: Val,
+        kv_at: Val,
+        row: Val,
+    ) {
         let (mr, nr) = (self.schedule.mr, self.schedule.nr);
         let (zero, seq) = (code.index(0), code.index(self.seq));
         let end = code.offset(row, self.row_block());
@@ -402,7 +412,12 @@ fn transpose(code: &mut Code, mut rows: Vec<Val>) -> Vec<Val> {
             let high = low | distance;
             let mut shuffle = |pick: &dyn Fn(usize) -> usize| {
                 let order: Vec<_> = (0..lanes).map(|column| pick(column).to_string()).collect();
-                code.op(format_args!("vector.shuffle {}, {} [{}] : {ty}, {ty}", rows[low], rows[high], order.join(", ")))
+                code.op(format_args!(
+                    "vector.shuffle {}, {} [{}] : {ty}, {ty}",
+                    rows[low],
+                    rows[high],
+                    order.join(", ")
+                ))
             };
             let upper = shuffle(&|column| if column & distance == 0 { column } else { lanes + column - distance });
             let lower = shuffle(&|column| if column & distance == 0 { column + distance } else { lanes + column });

@@ -49,7 +49,12 @@ impl Map<'_> {
                 let first = code.times(unit, chunk);
                 match self.len % chunk {
                     0 => run(code, first, chunk),
-                    tail => code.if_equal(unit, self.len / chunk, |code| run(code, first, tail), |code| run(code, first, chunk)),
+                    tail => code.if_equal(
+                        unit,
+                        self.len / chunk,
+                        |code| run(code, first, tail),
+                        |code| run(code, first, chunk),
+                    ),
                 }
             });
         });

@@ -31,11 +31,8 @@ pub fn exp(code: &mut Code, x: Val) -> Val {
     let (minus_ln2_high, minus_ln2_low) = (code.splat(-0.693_359_375), code.splat(2.121_944_4e-4));
     let r = code.fma(n, minus_ln2_high, clamped);
     let r = code.fma(n, minus_ln2_low, r);
-    let tail = polynomial(
-        code,
-        r,
-        &[1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5],
-    );
+    let tail =
+        polynomial(code, r, &[1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5]);
     let squared = code.vmul(r, r);
     let one = code.splat(1.0);
     let linear = code.vadd(r, one);
@@ -70,11 +67,8 @@ fn erf(code: &mut Code, x: Val) -> Val {
             -1.609_603_3e-2,
         ],
     );
-    let q = polynomial(
-        code,
-        squared,
-        &[-1.456_607_2e-5, -2.133_740_6e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2],
-    );
+    let q =
+        polynomial(code, squared, &[-1.456_607_2e-5, -2.133_740_6e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2]);
     let numerator = code.vmul(x, p);
     code.vdiv(numerator, q)
 }

@@ -12,8 +12,8 @@ use super::{
     emit::{Code, Lanes, Mem, Val},
     micro::{Epilogue, Micro, MicroKernels, Operands},
 };
-use kernelforge::plan::schedule::{PackB, Split, TileOrder};
 pub use kernelforge::plan::schedule::MatmulSchedule as Schedule;
+use kernelforge::plan::schedule::{PackB, Split, TileOrder};
 
 /// Elements between packed rows of A beyond the depth: one cache line, so that rows do not alias.
 const ROW_PAD: usize = 16;
@@ -86,7 +86,14 @@ impl Product<'_> {
     }
 
     /// Emits the product of the row tiles `rows` with the column panels `panels`, both half-open ranges.
-    pub fn emit(&self, code: &mut Code, micros: &mut MicroKernels, buffers: Buffers, rows: (Val, Val), panels: (Val, Val)) {
+    pub fn emit(
+        &self,
+        code: &mut Code,
+        micros: &mut MicroKernels,
+        buffers: Buffers,
+        rows: (Val, Val),
+        panels: (Val, Val),
+    ) {
         let s = self.schedule;
         let (row_step, panel_step) = ((s.mc / s.mr).max(1), (s.nc / s.nr).max(1));
         let depths = self.k.div_ceil(s.kc);
@@ -117,7 +124,15 @@ impl Product<'_> {
     }
 
     /// Emits the packing of the units (column panels) `begin..end` of a weight [k, n] into panels.
-    pub fn emit_pack(code: &mut Code, (n, k): (usize, usize), s: &Schedule, source: Mem, target: Mem, begin: Val, end: Val) {
+    pub fn emit_pack(
+        code: &mut Code,
+        (n, k): (usize, usize),
+        s: &Schedule,
+        source: Mem,
+        target: Mem,
+        begin: Val,
+        end: Val,
+    ) {
         let (panels, tail) = (n.div_ceil(s.nr), n % s.nr);
         code.with_lanes(s.lanes, |code| {
             code.for_(begin, end, 1, |code, panel| {
@@ -146,7 +161,12 @@ impl Product<'_> {
                     copy(code, s.nr);
                 } else {
                     let copy = std::cell::RefCell::new(copy);
-                    code.if_equal(panel, panels - 1, |code| copy.borrow_mut()(code, tail), |code| copy.borrow_mut()(code, s.nr));
+                    code.if_equal(
+                        panel,
+                        panels - 1,
+                        |code| copy.borrow_mut()(code, tail),
+                        |code| copy.borrow_mut()(code, s.nr),
+                    );
                 }
             });
         });

@@ -100,7 +100,8 @@ impl MicroKernels {
     /// Emits a call of the micro-kernel of this shape, and the kernel itself the first time.
     pub fn call(&mut self, code: &mut Code, micro: Micro, operands: &Operands) {
         if !self.names.contains_key(&micro) {
-            let name = format!("tile_{}x{}_{}", micro.rows, (micro.vectors - 1) * micro.lanes + micro.last, self.names.len());
+            let name =
+                format!("tile_{}x{}_{}", micro.rows, (micro.vectors - 1) * micro.lanes + micro.last, self.names.len());
             self.text += &emit(&name, micro);
             self.names.insert(micro, name);
         }
@@ -154,12 +155,10 @@ fn emit(name: &str, micro: Micro) -> String {
     tile.masks = tile.column_masks();
     let initial = tile.initial(c);
     let sums = tile.product(a, b, depth, initial);
-    let sums = tile.finish(sums, row_scale, bias, multiply, residual);
-    tile.store(c, sums);
-    let header = format!(
-        "func.func private @{name}({}) attributes {{passthrough = [\"noinline\"]}}",
-        header.join(", ")
-    );
+    let extras = Extras { row_scale, bias, multiply, residual };
+    tile.finish(c, sums, &extras);
+    let header =
+        format!("func.func private @{name}({}) attributes {{passthrough = [\"noinline\"]}}", header.join(", "));
     code.finish(header)
 }
 
@@ -178,27 +177,14 @@ impl Tile<'_> {
         (0..vectors).map(|vector| if vector + 1 == vectors { tail } else { Lanes::All }).collect()
     }
 
-    /// The value of `at(row, vector)` for the whole tile, row by row.
-    fn each(&mut self, mut at: impl FnMut(&mut Self, usize, usize) -> Val) -> Vec<Val> {
-        let Micro { rows, vectors, .. } = self.micro;
-        let mut values = Vec::with_capacity(rows * vectors);
-        for row in 0..rows {
-            for vector in 0..vectors {
-                values.push(at(self, row, vector));
-            }
-        }
-        values
-    }
-
-    /// The vector of a matrix of C's layout at this place of the tile.
-    fn load_like_c(&mut self, (mem, at): (Mem, Val), row: usize, vector: usize) -> Val {
-        let at = self.code.offset(at, row * self.micro.ldc + vector * self.micro.lanes);
-        self.code.load(mem, at, self.masks[vector])
-    }
-
     fn initial(&mut self, c: (Mem, Val)) -> Vec<Val> {
         if self.micro.accumulate {
-            return self.each(|tile, row, vector| tile.load_like_c(c, row, vector));
+            let mut values = Vec::new();
+            for row in 0..self.micro.rows {
+                let row = self.code.index(row);
+                values.extend((0..self.micro.vectors).map(|vector| self.load_at(c, row, vector)));
+            }
+            return values;
         }
         let zero = self.code.splat(0.0);
         vec![zero; self.micro.rows * self.micro.vectors]
@@ -212,7 +198,9 @@ impl Tile<'_> {
             code.fold((low, high, unroll), &sums, |code, k, sums| {
                 let row_of_b = code.times(k, micro.ldb);
                 let (a_at, b_at) = (code.add(a.1, k), code.add(b.1, row_of_b));
-                (0..unroll).fold(sums.to_vec(), |sums, step| one_step(code, micro, &masks, (a.0, a_at), (b.0, b_at), step, sums))
+                (0..unroll).fold(sums.to_vec(), |sums, step| {
+                    one_step(code, micro, &masks, (a.0, a_at), (b.0, b_at), step, sums)
+                })
             })
         };
         if micro.unroll == 1 || micro.whole_unroll {
@@ -224,60 +212,91 @@ impl Tile<'_> {
         run(self.code, whole, depth, 1, sums)
     }
 
-    fn finish(
-        &mut self,
-        mut sums: Vec<Val>,
-        row_scale: Option<(Mem, Val)>,
-        bias: Option<(Mem, Val)>,
-        multiply: Option<(Mem, Val)>,
-        residual: Option<(Mem, Val)>,
-    ) -> Vec<Val> {
-        let Micro { rows, vectors, lanes, .. } = self.micro;
-        if let Some((mem, at)) = row_scale {
-            let scales: Vec<_> = (0..rows)
-                .map(|row| {
-                    let at = self.code.offset(at, row);
-                    let scalar = self.code.load_scalar(mem, at);
-                    self.code.broadcast(scalar)
-                })
-                .collect();
-            sums = self.each(|tile, row, vector| tile.code.vmul(sums[row * vectors + vector], scales[row]));
+    /// Runs the epilogue and stores the tile. Without an activation that happens in registers. With one, the raw tile is stored
+    /// and finished row by row in L1: an activation needs 15 registers of its own, so the accumulators were spilled anyway,
+    /// and written out for a whole tile it is 600 vector ops that LLVM takes 150 ms for.
+    fn finish(&mut self, c: (Mem, Val), sums: Vec<Val>, extras: &Extras) {
+        let Micro { rows, vectors, epilogue, .. } = self.micro;
+        let in_memory = epilogue.is_some_and(|it| it.activation.is_some());
+        for (row, values) in sums.chunks(vectors).enumerate() {
+            let row = self.code.index(row);
+            let values = if in_memory { values.to_vec() } else { self.epilogue(row, values.to_vec(), extras) };
+            self.store_row(c, row, values);
         }
-        if let Some((mem, at)) = bias {
-            let biases: Vec<_> = (0..vectors)
-                .map(|vector| {
-                    let at = self.code.offset(at, vector * lanes);
-                    self.code.load(mem, at, self.masks[vector])
-                })
-                .collect();
-            sums = self.each(|tile, row, vector| tile.code.vadd(sums[row * vectors + vector], biases[vector]));
-        }
-        if let Some(ActivationOrd(function)) = self.micro.epilogue.and_then(|it| it.activation) {
-            sums = sums.into_iter().map(|value| math::activation(self.code, function, value)).collect();
-        }
-        if let Some(other) = multiply {
-            sums = self.each(|tile, row, vector| {
-                let value = tile.load_like_c(other, row, vector);
-                tile.code.vmul(sums[row * vectors + vector], value)
+        if in_memory {
+            let (zero, rows) = (self.code.index(0), self.code.index(rows));
+            self.code.for_(zero, rows, 1, |code, row| {
+                let mut tile = Tile { micro: self.micro, masks: self.masks.clone(), code };
+                let values = (0..vectors).map(|vector| tile.load_at(c, row, vector)).collect();
+                let values = tile.epilogue(row, values, extras);
+                tile.store_row(c, row, values);
             });
         }
-        if let Some(other) = residual {
-            sums = self.each(|tile, row, vector| {
-                let value = tile.load_like_c(other, row, vector);
-                tile.code.vadd(sums[row * vectors + vector], value)
-            });
-        }
-        sums
     }
 
-    fn store(&mut self, (mem, at): (Mem, Val), sums: Vec<Val>) {
-        let Micro { vectors, lanes, ldc, .. } = self.micro;
-        for (index, value) in sums.into_iter().enumerate() {
-            let (row, vector) = (index / vectors, index % vectors);
-            let at = self.code.offset(at, row * ldc + vector * lanes);
+    /// `act(value * scale[row] + bias[column]) * multiply + residual` for one row of the tile.
+    fn epilogue(&mut self, row: Val, mut values: Vec<Val>, extras: &Extras) -> Vec<Val> {
+        if let Some((mem, at)) = extras.row_scale {
+            let at = self.code.add(at, row);
+            let scale = self.code.load_scalar(mem, at);
+            let scale = self.code.broadcast(scale);
+            values = values.into_iter().map(|it| self.code.vmul(it, scale)).collect();
+        }
+        if let Some((mem, at)) = extras.bias {
+            values = self.zip(values, |tile, vector, value| {
+                let at = tile.code.offset(at, vector * tile.micro.lanes);
+                let bias = tile.code.load(mem, at, tile.masks[vector]);
+                tile.code.vadd(value, bias)
+            });
+        }
+        if let Some(ActivationOrd(function)) = self.micro.epilogue.and_then(|it| it.activation) {
+            values = values.into_iter().map(|it| math::activation(self.code, function, it)).collect();
+        }
+        if let Some(other) = extras.multiply {
+            values = self.zip(values, |tile, vector, value| {
+                let other = tile.load_at(other, row, vector);
+                tile.code.vmul(value, other)
+            });
+        }
+        if let Some(other) = extras.residual {
+            values = self.zip(values, |tile, vector, value| {
+                let other = tile.load_at(other, row, vector);
+                tile.code.vadd(value, other)
+            });
+        }
+        values
+    }
+
+    fn zip(&mut self, values: Vec<Val>, mut each: impl FnMut(&mut Self, usize, Val) -> Val) -> Vec<Val> {
+        values.into_iter().enumerate().map(|(vector, value)| each(self, vector, value)).collect()
+    }
+
+    /// Where a vector of this row of the tile is, in a matrix of C's layout.
+    fn place(&mut self, at: Val, row: Val, vector: usize) -> Val {
+        let down = self.code.times(row, self.micro.ldc);
+        let at = self.code.add(at, down);
+        self.code.offset(at, vector * self.micro.lanes)
+    }
+
+    fn load_at(&mut self, (mem, at): (Mem, Val), row: Val, vector: usize) -> Val {
+        let at = self.place(at, row, vector);
+        self.code.load(mem, at, self.masks[vector])
+    }
+
+    fn store_row(&mut self, (mem, at): (Mem, Val), row: Val, values: Vec<Val>) {
+        for (vector, value) in values.into_iter().enumerate() {
+            let at = self.place(at, row, vector);
             self.code.store(value, mem, at, self.masks[vector]);
         }
     }
+}
+
+/// The operands of an epilogue, each with the element that belongs to the tile's first row and column.
+struct Extras {
+    row_scale: Option<(Mem, Val)>,
+    bias: Option<(Mem, Val)>,
+    multiply: Option<(Mem, Val)>,
+    residual: Option<(Mem, Val)>,
 }
 
 /// One rank-1 update: a row of B in vectors, each element of a column of A broadcast.

@@ -93,7 +93,8 @@ impl EntryCode {
         let index = self.args.len();
         self.args.push(arg);
         let table = self.table;
-        let slot = self.code.op(format_args!("llvm.getelementptr {table}[{index}] : (!llvm.ptr) -> !llvm.ptr, !llvm.ptr"));
+        let slot =
+            self.code.op(format_args!("llvm.getelementptr {table}[{index}] : (!llvm.ptr) -> !llvm.ptr, !llvm.ptr"));
         self.code.op(format_args!("llvm.load {slot} : !llvm.ptr -> !llvm.ptr"))
     }
 
@@ -112,7 +113,8 @@ impl EntryCode {
         for (value, place) in [(pointer, "0"), (pointer, "1"), (zero, "2"), (size, "3, 0"), (one, "4, 0")] {
             descriptor = code.op(format_args!("llvm.insertvalue {value}, {descriptor}[{place}] : {TYPE}"));
         }
-        let val = code.op(format_args!("builtin.unrealized_conversion_cast {descriptor} : {TYPE} to memref<{len}xf32>"));
+        let val =
+            code.op(format_args!("builtin.unrealized_conversion_cast {descriptor} : {TYPE} to memref<{len}xf32>"));
         Mem { val, len }
     }
 
@@ -128,13 +130,19 @@ impl Module<'_> {
     fn stage(&mut self, stage: &Stage, schedule: &Schedule) -> Result<Entry, Failure> {
         let symbol = format!("{}__{}", self.prefix, identifier(&stage.name));
         let wrong = || {
-            let message = format!("stage `{}` is a {}: a {} schedule does not fit it", stage.name, stage.op.name(), schedule.name());
+            let message = format!(
+                "stage `{}` is a {}: a {} schedule does not fit it",
+                stage.name,
+                stage.op.name(),
+                schedule.name()
+            );
             Failure::new(FailureKind::IllegalPlan, message).at_stage(&stage.name)
         };
         let mut inputs = Inputs { ids: stage.inputs.iter() };
         match (&stage.op, schedule) {
             (&StageOp::Matmul { m, n, k, bias, activation, residual }, Schedule::Matmul(schedule)) => {
-                let epilogue = Epilogue { bias, activation: activation.map(ActivationOrd), residual, ..Epilogue::default() };
+                let epilogue =
+                    Epilogue { bias, activation: activation.map(ActivationOrd), residual, ..Epilogue::default() };
                 let product = Product { m, n, k, lda: k, ldc: n, schedule, epilogue };
                 let mut entry = EntryCode::new(schedule.lanes);
                 let zero = entry.code.index(0);
@@ -145,8 +153,15 @@ impl Module<'_> {
                 let c = self.tensor(&mut entry, stage.output);
                 let workspace = product.workspace();
                 let scratch = (workspace > 0).then(|| (entry.buffer(Arg::Workspace, workspace), zero));
-                let buffers =
-                    matmul::Buffers { a: (a, zero), b, c: (c, zero), bias, multiply: None, residual, workspace: scratch };
+                let buffers = matmul::Buffers {
+                    a: (a, zero),
+                    b,
+                    c: (c, zero),
+                    bias,
+                    multiply: None,
+                    residual,
+                    workspace: scratch,
+                };
                 let (begin, end) = (entry.begin, entry.end);
                 product.emit_units(&mut entry.code, &mut self.micros, buffers, begin, end);
                 Ok(entry.finish(symbol, product.units(), workspace * 4, &mut self.text))
@@ -186,7 +201,10 @@ impl Module<'_> {
                 attention.emit_units(&mut entry.code, &mut self.micros, &buffers, begin, end);
                 Ok(entry.finish(symbol, attention.units(), attention.workspace() * 4, &mut self.text))
             }
-            (&StageOp::LayerNorm { rows, width, eps } | &StageOp::RmsNorm { rows, width, eps }, Schedule::Norm(schedule)) => {
+            (
+                &StageOp::LayerNorm { rows, width, eps } | &StageOp::RmsNorm { rows, width, eps },
+                Schedule::Norm(schedule),
+            ) => {
                 let centred = matches!(stage.op, StageOp::LayerNorm { .. });
                 let mut entry = EntryCode::new(schedule.lanes);
                 let mut next = || self.tensor(&mut entry, inputs.next());
@@ -234,7 +252,13 @@ impl Module<'_> {
     }
 
     /// The right-hand side of a product: packed ahead where the schedule says so and the tensor is a weight.
-    fn weight(&mut self, entry: &mut EntryCode, id: TensorId, (n, k): (usize, usize), schedule: &MatmulSchedule) -> Mem {
+    fn weight(
+        &mut self,
+        entry: &mut EntryCode,
+        id: TensorId,
+        (n, k): (usize, usize),
+        schedule: &MatmulSchedule,
+    ) -> Mem {
         if schedule.pack_b == PackB::Never {
             return self.tensor(entry, id);
         }
@@ -290,7 +314,8 @@ impl Module<'_> {
         let zero = code.op("llvm.mlir.constant(0 : i64) : i64");
         for stage in stages {
             for (index, arg) in stage.args.iter().enumerate() {
-                let slot = code.op(format_args!("llvm.getelementptr {table}[{index}] : (!llvm.ptr) -> !llvm.ptr, !llvm.ptr"));
+                let slot =
+                    code.op(format_args!("llvm.getelementptr {table}[{index}] : (!llvm.ptr) -> !llvm.ptr, !llvm.ptr"));
                 code.line(format_args!("llvm.store {}, {slot} : !llvm.ptr, !llvm.ptr", pointers[&key(*arg)]));
             }
             let units = code.op(format_args!("llvm.mlir.constant({} : i64) : i64", stage.units));

@@ -8,7 +8,8 @@ use kernelforge::{
     plan::{
         PLAN_VERSION, Plan, Provenance,
         schedule::{
-            AttentionSchedule, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, PackB, Schedule, Split, TileOrder,
+            AttentionSchedule, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, PackB, Schedule, Split,
+            TileOrder,
         },
         stage::{Factor, Role, Stage, StageGraph, StageOp, Tensor, TensorId},
     },
@@ -54,10 +55,12 @@ fn numbers(len: usize, seed: u64) -> Vec<f32> {
 fn run(graph: &StageGraph, schedule: Schedule, threads: usize) -> (Vec<Vec<f32>>, Vec<f32>) {
     let compiled = compile(graph, &plan(schedule.clone()), &CpuFacts::detect())
         .unwrap_or_else(|it| panic!("{schedule:?}: {it}\n{}", it.detail));
-    let loaded = LoadedKernel::load(&compiled.object, compiled.kernel).unwrap_or_else(|it| panic!("{it}\n{}", it.detail));
+    let loaded =
+        LoadedKernel::load(&compiled.object, compiled.kernel).unwrap_or_else(|it| panic!("{it}\n{}", it.detail));
     let mut memory = Memory::new(loaded.kernel(), threads).unwrap();
     let threads = Threads::new(threads).unwrap();
-    let inputs: Vec<_> = (0..graph.tensors.len() - 1).map(|it| numbers(graph.tensors[it].len(), it as u64 + 1)).collect();
+    let inputs: Vec<_> =
+        (0..graph.tensors.len() - 1).map(|it| numbers(graph.tensors[it].len(), it as u64 + 1)).collect();
     for (index, values) in inputs.iter().enumerate() {
         memory.tensor_mut(TensorId(index)).copy_from_slice(values);
     }
@@ -182,7 +185,8 @@ fn matmul_is_right_for_ragged_shapes_under_every_schedule() {
 #[test]
 fn the_fused_mlp_is_right_gated_or_not_and_in_row_blocks() {
     let (rows, d_model, d_ff) = (11, 24, 40);
-    for (gated, bias, residual, row_block) in [(false, true, true, 4), (true, false, false, 8), (true, true, true, 12)] {
+    for (gated, bias, residual, row_block) in [(false, true, true, 4), (true, false, false, 8), (true, true, true, 12)]
+    {
         let (x, up, row_up, down, row_down) = ([rows, d_model], [d_model, d_ff], [d_ff], [d_ff, d_model], [d_model]);
         let mut inputs: Vec<(&[usize], Role)> = vec![(&x, Role::Input)];
         let linear = |inputs: &mut Vec<(&'_ [usize], Role)>, weight: bool| {
@@ -190,7 +194,8 @@ fn the_fused_mlp_is_right_gated_or_not_and_in_row_blocks() {
             let _ = inputs;
         };
         linear(&mut inputs, true);
-        for (weight, row) in [(&up, &row_up), (&up, &row_up), (&down, &row_down)].into_iter().skip(usize::from(!gated)) {
+        for (weight, row) in [(&up, &row_up), (&up, &row_up), (&down, &row_down)].into_iter().skip(usize::from(!gated))
+        {
             inputs.push((&weight[..], Role::Weight));
             inputs.extend(bias.then_some((&row[..], Role::Weight)));
         }
@@ -246,7 +251,11 @@ fn attention_is_right_for_ragged_shapes() {
                     let (first, kv) = (token / seq * seq, head / (heads / kv_heads));
                     let keys = if causal { token % seq + 1 } else { seq };
                     let weights: Vec<f64> = (0..keys)
-                        .map(|j| (0..head_dim).map(|d| at(0, heads, token, head, d) * at(1, kv_heads, first + j, kv, d)).sum())
+                        .map(|j| {
+                            (0..head_dim)
+                                .map(|d| at(0, heads, token, head, d) * at(1, kv_heads, first + j, kv, d))
+                                .sum()
+                        })
                         .map(|s: f64| (s * scale).exp())
                         .collect();
                     let sum: f64 = weights.iter().sum();
@@ -255,7 +264,12 @@ fn attention_is_right_for_ragged_shapes() {
                         expected[(token * heads + head) * head_dim + d] = total / sum;
                     }
                 }
-                assert_close(&found, &expected, 2e-6, (batch, seq, heads, kv_heads, head_dim, causal, row_block, mr, nr));
+                assert_close(
+                    &found,
+                    &expected,
+                    2e-6,
+                    (batch, seq, heads, kv_heads, head_dim, causal, row_block, mr, nr),
+                );
             }
         }
     }
@@ -267,7 +281,11 @@ fn norms_are_right_for_ragged_widths() {
         for (lanes, unroll) in [(1, 1), (lanes(), 1), (lanes(), 4), (lanes() / 2, 2)] {
             for centred in [true, false] {
                 let (rows, eps) = (5, 1e-5);
-                let op = if centred { StageOp::LayerNorm { rows, width, eps } } else { StageOp::RmsNorm { rows, width, eps } };
+                let op = if centred {
+                    StageOp::LayerNorm { rows, width, eps }
+                } else {
+                    StageOp::RmsNorm { rows, width, eps }
+                };
                 let (x, row) = ([rows, width], [width]);
                 let all: [(&[usize], Role); 3] = [(&x, Role::Input), (&row, Role::Weight), (&row, Role::Weight)];
                 let graph = single(op, &all[..if centred { 3 } else { 2 }], &x);
@@ -325,7 +343,11 @@ fn rope_turns_pairs_half_a_head_apart() {
                 let entry = token % seq * half + d % half;
                 let (cos, sin) = (f64::from(inputs[1][entry]), f64::from(inputs[2][entry]));
                 let value = |at: usize| f64::from(inputs[0][at]);
-                if d < half { value(at) * cos - value(at + half) * sin } else { value(at) * cos + value(at - half) * sin }
+                if d < half {
+                    value(at) * cos - value(at + half) * sin
+                } else {
+                    value(at) * cos + value(at - half) * sin
+                }
             })
             .collect();
         assert_close(&found, &expected, 1e-6, head_dim);

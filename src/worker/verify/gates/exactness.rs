@@ -125,7 +125,9 @@ fn integer_rows(op: &StageOp, rows: Vec<usize>) -> Option<Vec<usize>> {
     let exact = match op {
         StageOp::Matmul { .. } | StageOp::Mlp { .. } => true,
         StageOp::Rope { .. } | StageOp::Add { .. } | StageOp::Mul { .. } | StageOp::Activation { .. } => true,
-        StageOp::Attention { .. } | StageOp::LayerNorm { .. } | StageOp::RmsNorm { .. } | StageOp::Scale { .. } => false,
+        StageOp::Attention { .. } | StageOp::LayerNorm { .. } | StageOp::RmsNorm { .. } | StageOp::Scale { .. } => {
+            false
+        }
     };
     exact.then_some(rows)
 }

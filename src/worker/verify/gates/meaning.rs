@@ -3,8 +3,7 @@
 
 use crate::verify::{
     candidate::Tensors,
-    coverage,
-    inputs,
+    coverage, inputs,
     oracle::{self, Named},
     reference::{self, Detail, Operand},
     tally::Tally,

@@ -1,11 +1,7 @@
 //! V4, the part about poison: nothing that a kernel has not written decides what it returns, inputs and weights stay as
 //! they are, and the two ways to run a block agree.
 
-use crate::verify::{
-    candidate::Candidate,
-    coverage,
-    tally::Tally,
-};
+use crate::verify::{candidate::Candidate, coverage, tally::Tally};
 use kernelforge::{
     plan::stage::{Role, TensorId},
     protocol::{Gate, GateResult},

@@ -1,0 +1,178 @@
+//! What a step is in terms of actions: which request it sends to a worker, or what the tool does itself.
+
+use super::worker::{Request, Seat, WorkerError};
+use crate::{
+    build::{
+        graph::{BlockTarget, Graph, Outputs, Rules, Step, StepKind},
+        report::{self, BlockReport},
+        search,
+    },
+    digest::Digest,
+    host::CpuFacts,
+    manifest::spec::Origin,
+    plan::{PLAN_VERSION, Plan, Provenance, stage::StageGraph},
+    protocol::{ActionKind, Done, Failure, FailureKind, Limits, PassReport, blob},
+    store::Store,
+};
+use serde::de::DeserializeOwned;
+use std::{collections::BTreeMap, fs};
+
+/// Everything that a build reads and nothing that it changes but the store.
+#[derive(Clone, Copy)]
+pub struct Workspace<'a> {
+    pub store: &'a Store,
+    pub graph: &'a Graph,
+    /// What the graph was planned from.
+    pub blocks: &'a [BlockTarget],
+    /// Where the fields of each of `blocks` are written.
+    pub origins: &'a [BTreeMap<String, Origin>],
+    pub cpu: &'a CpuFacts,
+    pub rules: &'a Rules,
+}
+
+/// Wall time of one action. Generous: these end what hangs, they do not tune anything.
+const fn wall_ms(kind: StepKind) -> u64 {
+    match kind {
+        StepKind::Probe | StepKind::Ir => 60_000,
+        StepKind::Compile => 300_000,
+        StepKind::Verify => 900_000,
+        StepKind::Benchmark => 300_000,
+        StepKind::Plan | StepKind::Report => 0,
+    }
+}
+
+/// Address space that compiling may add; LLVM needs a small part of it.
+const COMPILER_MEMORY: u64 = 8 << 30;
+
+/// The limits of an action of this kind on this machine.
+pub fn limits(kind: StepKind) -> Limits {
+    let physical = physical_memory();
+    let memory_bytes = match kind {
+        StepKind::Ir | StepKind::Compile => physical.min(COMPILER_MEMORY),
+        _ => physical,
+    };
+    Limits { wall_ms: wall_ms(kind), memory_bytes }
+}
+
+/// Bytes of the machine's memory; 16 GiB where the system does not say.
+fn physical_memory() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|it| it.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|it| it.trim().strip_suffix(" kB")).and_then(|it| it.trim().parse::<u64>().ok());
+    kib.map_or(16 << 30, |it| it << 10)
+}
+
+/// Does a step whose inputs exist. The outer error is about having a worker, the inner one about the step.
+pub fn perform(
+    workspace: &Workspace<'_>,
+    step: &Step,
+    inputs: BTreeMap<String, Digest>,
+    seat: &mut Seat<'_>,
+) -> Result<Result<Outputs, Failure>, WorkerError> {
+    let kind = match action(workspace, step) {
+        Some(Ok(kind)) => kind,
+        Some(Err(failure)) => return Ok(Err(failure)),
+        None => return Ok(in_process(workspace, step, &inputs)),
+    };
+    let request = Request { kind, inputs, limits: limits(step.kind) };
+    Ok(seat.execute(&request)?.map(|Done { outputs }| outputs))
+}
+
+/// The action of a step that a worker does; `None` for the steps that the tool does itself.
+fn action(workspace: &Workspace<'_>, step: &Step) -> Option<Result<ActionKind, Failure>> {
+    let Workspace { blocks, origins, cpu, rules, .. } = *workspace;
+    let threads = step.threads;
+    let block = |make: &dyn Fn(&BlockTarget, &BTreeMap<String, Origin>) -> ActionKind| {
+        let subject = step.subject.and_then(|it| Some((blocks.get(it)?, origins.get(it)?)));
+        subject
+            .map(|(block, origins)| make(block, origins))
+            .ok_or_else(|| Failure::new(FailureKind::Internal, format!("step `{}` is about no block", step.identity())))
+    };
+    let cpu = || cpu.clone();
+    Some(match step.kind {
+        StepKind::Probe => Ok(ActionKind::Probe { cpu: cpu(), threads }),
+        StepKind::Ir => block(&|it, origins| ActionKind::Ir {
+            name: it.name.clone(),
+            block: it.spec.clone(),
+            passes: it.passes.clone(),
+            origins: origins.clone(),
+        }),
+        StepKind::Compile => Ok(ActionKind::Compile { cpu: cpu() }),
+        StepKind::Verify => {
+            block(&|it, _| ActionKind::Verify { block: it.spec.clone(), cpu: cpu(), threads, seed: rules.seed })
+        }
+        StepKind::Benchmark => Ok(ActionKind::Benchmark { cpu: cpu(), threads, time_ms: rules.benchmark_ms }),
+        StepKind::Plan | StepKind::Report => return None,
+    })
+}
+
+fn in_process(workspace: &Workspace<'_>, step: &Step, inputs: &BTreeMap<String, Digest>) -> Result<Outputs, Failure> {
+    let block = step.subject.and_then(|it| workspace.blocks.get(it));
+    let block = block.ok_or_else(|| Failure::new(FailureKind::Internal, "a step of the tool is about no block"))?;
+    let (name, bytes) = match step.kind {
+        StepKind::Plan => {
+            let stages: StageGraph = read(workspace.store, inputs, blob::STAGES)?;
+            (blob::PLAN, pretty(&propose(&stages, workspace.cpu, &block.name, &block.target))?)
+        }
+        StepKind::Report => (blob::REPORT, pretty(&report(workspace, step, block, inputs)?)?),
+        _ => return Err(Failure::new(FailureKind::Internal, format!("nobody does `{}`", step.identity()))),
+    };
+    let digest = workspace.store.cas.put(&bytes);
+    let digest = digest.map_err(|error| Failure::new(FailureKind::Io, error.to_string()))?;
+    Ok(Outputs::from([(name.to_owned(), digest)]))
+}
+
+fn report(
+    workspace: &Workspace<'_>,
+    step: &Step,
+    block: &BlockTarget,
+    inputs: &BTreeMap<String, Digest>,
+) -> Result<BlockReport, Failure> {
+    let store = workspace.store;
+    let plan_digest = inputs.get(blob::PLAN).copied();
+    Ok(BlockReport::new(&report::Inputs {
+        block: &block.name,
+        target: &step.target,
+        spec: &block.spec,
+        cpu: workspace.cpu,
+        stages: &read(store, inputs, blob::STAGES)?,
+        passes: &read::<Vec<PassReport>>(store, inputs, blob::PASSES)?,
+        plan: &read(store, inputs, blob::PLAN)?,
+        plan_digest: plan_digest.ok_or_else(|| no_input(blob::PLAN))?,
+        verdict: &read(store, inputs, blob::VERDICT)?,
+        benchmark: &read(store, inputs, blob::BENCHMARK)?,
+        ceilings: &read(store, inputs, blob::CEILINGS)?,
+    }))
+}
+
+/// The plan of the analytic heuristic.
+pub fn propose(stages: &StageGraph, cpu: &CpuFacts, block: &str, target: &str) -> Plan {
+    Plan {
+        version: PLAN_VERSION,
+        block: block.to_owned(),
+        target: target.to_owned(),
+        provenance: Provenance { strategy: "heuristic".to_owned(), trials: 0 },
+        stages: search::heuristic::propose(stages, cpu),
+    }
+}
+
+/// An input as the value it stands for.
+fn read<T: DeserializeOwned>(store: &Store, inputs: &BTreeMap<String, Digest>, name: &str) -> Result<T, Failure> {
+    let digest = inputs.get(name).ok_or_else(|| no_input(name))?;
+    let bytes = store.cas.get(digest);
+    let bytes = bytes.map_err(|error| Failure::new(FailureKind::MissingBlob, format!("input `{name}`: {error}")))?;
+    serde_json::from_slice(&bytes).map_err(|error| {
+        Failure::new(FailureKind::Internal, format!("input `{name}` is not what its name says: {error}"))
+    })
+}
+
+fn no_input(name: &str) -> Failure {
+    Failure::new(FailureKind::Internal, format!("the step has no input `{name}`"))
+}
+
+/// Indented and newline-ended: people open these files.
+fn pretty(value: &impl serde::Serialize) -> Result<Vec<u8>, Failure> {
+    let text = serde_json::to_string_pretty(value);
+    let text = text.map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))?;
+    Ok((text + "\n").into_bytes())
+}

@@ -1,0 +1,48 @@
+//! `out/<block>@<target>/`: which outputs of which step a person finds there under which name.
+
+use super::{
+    action::Workspace,
+    run::{Built, StepResult},
+};
+use crate::{
+    build::graph::{Outputs, Step, StepId, StepKind},
+    protocol::blob,
+    store::{Store, out::OutError},
+};
+use std::collections::BTreeMap;
+
+/// The step's kind, the output's name, the file's name.
+const FILES: [(StepKind, &str, &str); 7] = [
+    (StepKind::Ir, blob::OPTIMIZED, "block.mlir"),
+    (StepKind::Plan, blob::PLAN, "plan.json"),
+    (StepKind::Compile, blob::LOWERED, "kernel.mlir"),
+    (StepKind::Compile, blob::OBJECT, "kernel.o"),
+    (StepKind::Compile, blob::KERNEL, "kernel.json"),
+    (StepKind::Verify, blob::VERDICT, "verdict.json"),
+    (StepKind::Report, blob::REPORT, "report.json"),
+];
+
+/// Brings the folders of all blocks that have an output up to date. Returns how many files changed.
+pub fn materialise<'a>(
+    store: &Store,
+    steps: &'a [Step],
+    outputs_of: impl Fn(StepId) -> Option<&'a Outputs>,
+) -> Result<usize, OutError> {
+    let mut folders: BTreeMap<String, Vec<_>> = BTreeMap::new();
+    for step in steps {
+        let (Some(block), Some(outputs)) = (&step.block, outputs_of(step.id)) else { continue };
+        let files = FILES.iter().filter(|it| it.0 == step.kind);
+        let files = files.filter_map(|(_, output, file)| Some((*file, *outputs.get(*output)?)));
+        folders.entry(format!("{block}@{}", step.target)).or_default().extend(files);
+    }
+    folders.iter().map(|(folder, files)| store.materialise(folder, files)).sum()
+}
+
+/// [`materialise`] after a build. A rejected kernel's verdict is there too: it says what is wrong with the kernel beside it.
+pub fn after(workspace: &Workspace<'_>, built: &Built) -> Result<usize, OutError> {
+    let outputs_of = |id: StepId| match &built.results[id.index()] {
+        StepResult::Failed { failure, .. } => Some(&failure.outputs),
+        _ => built.outputs[id.index()].as_ref(),
+    };
+    materialise(workspace.store, workspace.graph.steps(), outputs_of)
+}

@@ -1,0 +1,423 @@
+//! One build: decides what is stale as its inputs become known, runs it, records it.
+//!
+//! One thread decides; the others (at most `jobs`, started when first needed) each have a seat for a worker and do what they
+//! are given. A step is recorded as soon as it is finished, so whatever ends the build loses only what was running.
+
+use super::{
+    action::{self, Workspace},
+    lease,
+    observe::{Event, Observer, Wait},
+    queue::Queue,
+    worker::{Leash, Seat, Toolchain, WorkerError},
+};
+use crate::{
+    build::graph::{Class, Decision, Graph, Input, Outputs, StaleReason, Step, StepId},
+    digest::Digest,
+    protocol::{Failure, FailureKind},
+    store::{
+        StoreError,
+        key::KeyParts,
+        lock::{Holder, Lock},
+        records::Record,
+    },
+};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError, mpsc},
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+/// How to build.
+pub struct Options<'a> {
+    /// Steps that may run at a time.
+    pub jobs: usize,
+    /// Go on with what does not depend on a failed step.
+    pub keep_going: bool,
+    /// Steps to run although nothing they read has changed.
+    pub forced: &'a dyn Fn(&Step) -> bool,
+    /// What to have at the end; what these depend on is built too.
+    pub goals: &'a [StepId],
+}
+
+/// What became of one step.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StepResult {
+    /// Not asked for, or the build ended before its turn.
+    NotReached,
+    UpToDate,
+    Ran {
+        reason: StaleReason,
+        wall: Duration,
+        /// It made what it had made before.
+        unchanged: bool,
+    },
+    Failed {
+        reason: StaleReason,
+        failure: Failure,
+    },
+    /// It reads what this step failed to make.
+    Skipped {
+        because: StepId,
+    },
+}
+
+/// The end of a build, by step.
+#[derive(Debug)]
+pub struct Built {
+    pub results: Vec<StepResult>,
+    pub outputs: Vec<Option<Outputs>>,
+    pub interrupted: bool,
+}
+
+impl Built {
+    pub fn ran(&self) -> usize {
+        self.results.iter().filter(|it| matches!(it, StepResult::Ran { .. })).count()
+    }
+
+    pub fn failed(&self) -> usize {
+        self.results.iter().filter(|it| matches!(it, StepResult::Failed { .. })).count()
+    }
+}
+
+/// The build itself cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Builds the goals. The caller holds the lock on the directory.
+pub fn run(
+    workspace: &Workspace<'_>,
+    options: &Options<'_>,
+    leash: &Leash,
+    observer: &dyn Observer,
+) -> Result<Built, BuildError> {
+    let toolchain = Toolchain::new(workspace.store.dir());
+    let (jobs, todo) = mpsc::channel();
+    let (finished, results) = mpsc::channel();
+    let crew = Crew { workspace, leash, observer, toolchain: &toolchain, todo: Mutex::new(todo) };
+    thread::scope(|scope| {
+        // Moved in, so that its end is the end of the channel, which is what the threads wait for.
+        let jobs = jobs;
+        let mut build = Build::begin(workspace, options, leash, observer)?;
+        let mut threads = 0;
+        loop {
+            while let Some(job) = build.next_job() {
+                if threads < build.queue.running() {
+                    threads += 1;
+                    let (crew, finished) = (&crew, finished.clone());
+                    scope.spawn(move || crew.work(&finished));
+                }
+                // Received by one of the threads, which outlive this loop.
+                let _ = jobs.send(job);
+            }
+            if build.queue.running() == 0 {
+                return Ok(build.end());
+            }
+            let Ok(over) = results.recv() else { return Ok(build.end()) };
+            if let Err(error) = build.finish(over) {
+                // What still runs would only be waited for.
+                leash.cancel();
+                return Err(error);
+            }
+        }
+    })
+}
+
+/// A step with all that doing it needs.
+struct Job {
+    step: StepId,
+    inputs: BTreeMap<String, Digest>,
+}
+
+struct Over {
+    step: StepId,
+    result: Result<Result<Outputs, Failure>, WorkerError>,
+    wall: Duration,
+}
+
+/// What the threads share.
+struct Crew<'a> {
+    workspace: &'a Workspace<'a>,
+    leash: &'a Leash,
+    observer: &'a dyn Observer,
+    toolchain: &'a Toolchain,
+    todo: Mutex<mpsc::Receiver<Job>>,
+}
+
+impl Crew<'_> {
+    /// One thread: does jobs until there are no more.
+    fn work(&self, finished: &mpsc::Sender<Over>) {
+        let mut seat = Seat::new(self.toolchain, self.leash);
+        loop {
+            let job = self.todo.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(Job { step: id, inputs }) = job else { return };
+            let step = self.workspace.graph.step(id);
+            let lease = match is_exclusive(step) {
+                true => self.lease(),
+                false => Ok(None),
+            };
+            let start = Instant::now();
+            let result = match lease {
+                Ok(lease) => {
+                    let result = action::perform(self.workspace, step, inputs, &mut seat);
+                    drop(lease);
+                    result
+                }
+                Err(failure) => Ok(Err(failure)),
+            };
+            if finished.send(Over { step: id, result, wall: start.elapsed() }).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn lease(&self) -> Result<Option<Lock>, Failure> {
+        let on_wait = |holder: &Holder| self.observer.event(Event::Waiting { what: Wait::Device, holder });
+        match lease::lease(&self.workspace.cpu.fingerprint(), self.leash, on_wait) {
+            Ok(Some(lock)) => Ok(Some(lock)),
+            Ok(None) => Err(Failure::new(FailureKind::Cancelled, "interrupted")),
+            Err(error) => Err(Failure::new(FailureKind::Io, format!("the device cannot be leased: {error}"))),
+        }
+    }
+}
+
+/// Measures, and therefore wants the machine for itself.
+fn is_exclusive(step: &Step) -> bool {
+    step.class() == (Class::Device { exclusive: true })
+}
+
+/// Why and under which key a step runs.
+struct Cause {
+    key: Digest,
+    parts: KeyParts,
+    reason: StaleReason,
+}
+
+enum State {
+    /// Waits for the steps it reads.
+    Waiting,
+    /// In the queue or running.
+    Due(Cause),
+    Over(StepResult),
+}
+
+/// The deciding thread's view.
+struct Build<'a> {
+    workspace: &'a Workspace<'a>,
+    options: &'a Options<'a>,
+    leash: &'a Leash,
+    observer: &'a dyn Observer,
+    queue: Queue,
+    states: Vec<State>,
+    outputs: Vec<Option<Outputs>>,
+    /// Announced as possibly running.
+    announced: Vec<bool>,
+    /// Had an input made again for it once; a second loss is a failure, or two builds could undo each other for ever.
+    repaired: Vec<bool>,
+}
+
+impl<'a> Build<'a> {
+    fn begin(
+        workspace: &'a Workspace<'a>,
+        options: &'a Options<'a>,
+        leash: &'a Leash,
+        observer: &'a dyn Observer,
+    ) -> Result<Self, BuildError> {
+        let graph = workspace.graph;
+        let wanted = closure(graph, options.goals);
+        let announced: Vec<bool> = graph
+            .status(workspace.store, options.forced)
+            .iter()
+            .zip(&wanted)
+            .map(|(decision, wanted)| *wanted && !matches!(decision, Decision::UpToDate { .. }))
+            .collect();
+        observer.event(Event::Begun { steps: announced.iter().filter(|it| **it).count() });
+        let state = |wanted: &bool| if *wanted { State::Waiting } else { State::Over(StepResult::NotReached) };
+        let mut build = Self {
+            workspace,
+            options,
+            leash,
+            observer,
+            queue: Queue::new(options.jobs),
+            states: wanted.iter().map(state).collect(),
+            outputs: vec![None; wanted.len()],
+            announced,
+            repaired: vec![false; wanted.len()],
+        };
+        for step in graph.steps().iter().filter(|it| it.deps.is_empty()) {
+            build.settle(step.id)?;
+        }
+        Ok(build)
+    }
+
+    /// Decides about `first` if all that it reads is there, and then about everything that this makes decidable.
+    fn settle(&mut self, first: StepId) -> Result<(), BuildError> {
+        let graph = self.workspace.graph;
+        let mut undecided = vec![first];
+        while let Some(id) = undecided.pop() {
+            if matches!(self.states[id.index()], State::Waiting) && self.decide(graph.step(id))? {
+                undecided.extend(graph.dependents(id).iter().rev());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the step is now over.
+    fn decide(&mut self, step: &Step) -> Result<bool, BuildError> {
+        for dep in &step.deps {
+            let because = match &self.states[dep.index()] {
+                State::Over(StepResult::Failed { .. }) => *dep,
+                State::Over(StepResult::Skipped { because }) => *because,
+                State::Over(StepResult::UpToDate | StepResult::Ran { .. }) => continue,
+                State::Over(StepResult::NotReached) | State::Waiting | State::Due(_) => return Ok(false),
+            };
+            self.observer.event(Event::Skipped { step, because: self.workspace.graph.step(because) });
+            self.states[step.id.index()] = State::Over(StepResult::Skipped { because });
+            return Ok(true);
+        }
+        let Workspace { graph, store, .. } = *self.workspace;
+        let forced = (self.options.forced)(step);
+        match graph.decide(step.id, |it| self.outputs[it.index()].as_ref(), store, forced) {
+            Decision::UpToDate { key, outputs } => {
+                store.records.set_latest(step.identity(), &key)?;
+                if self.announced[step.id.index()] {
+                    self.observer.event(Event::CutOff { step });
+                }
+                self.outputs[step.id.index()] = Some(outputs);
+                self.states[step.id.index()] = State::Over(StepResult::UpToDate);
+                Ok(true)
+            }
+            Decision::Stale { key, parts, reason } => {
+                self.queue.push(step.id.index(), is_exclusive(step));
+                self.states[step.id.index()] = State::Due(Cause { key, parts, reason });
+                Ok(false)
+            }
+            // All it waits for is over, so this is only reached by a graph that contradicts itself.
+            Decision::Unknown { .. } => Ok(false),
+        }
+    }
+
+    fn next_job(&mut self) -> Option<Job> {
+        if self.leash.is_cancelled() {
+            self.queue.close();
+        }
+        let step = &self.workspace.graph.steps()[self.queue.start()?];
+        if let State::Due(cause) = &self.states[step.id.index()] {
+            self.observer.event(Event::Started { step, reason: &cause.reason });
+        }
+        let inputs = step.inputs.iter().filter_map(|it| {
+            let digest = self.outputs[it.step.index()].as_ref()?.get(it.name)?;
+            Some((it.name.to_owned(), *digest))
+        });
+        Some(Job { step: step.id, inputs: inputs.collect() })
+    }
+
+    fn finish(&mut self, over: Over) -> Result<(), BuildError> {
+        self.queue.finish();
+        let step = self.workspace.graph.step(over.step);
+        let state = &mut self.states[step.id.index()];
+        let State::Due(cause) = std::mem::replace(state, State::Over(StepResult::NotReached)) else { return Ok(()) };
+        let result = match over.result {
+            Ok(Ok(outputs)) => self.record(step, cause, outputs, over.wall)?,
+            Ok(Err(failure)) if failure.kind == FailureKind::Cancelled => return Ok(()),
+            Err(WorkerError::Interrupted) => return Ok(()),
+            Err(error) => return Err(error.into()),
+            Ok(Err(failure)) => {
+                if failure.kind == FailureKind::MissingBlob && self.repair(step, &failure)? {
+                    return Ok(());
+                }
+                self.observer.event(Event::Failed { step, failure: &failure });
+                if !self.options.keep_going {
+                    self.queue.close();
+                }
+                StepResult::Failed { reason: cause.reason, failure }
+            }
+        };
+        self.states[step.id.index()] = State::Over(result);
+        for &dependent in self.workspace.graph.dependents(step.id) {
+            self.settle(dependent)?;
+        }
+        Ok(())
+    }
+
+    fn record(
+        &mut self,
+        step: &Step,
+        cause: Cause,
+        outputs: Outputs,
+        wall: Duration,
+    ) -> Result<StepResult, BuildError> {
+        let records = &self.workspace.store.records;
+        let identity = step.identity();
+        let unchanged = records.latest(identity).is_some_and(|it| it.outputs == outputs);
+        let record = Record {
+            key: cause.key,
+            parts: cause.parts,
+            outputs: outputs.clone(),
+            finished_unix: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |it| it.as_secs()),
+            wall_us: u64::try_from(wall.as_micros()).unwrap_or(u64::MAX),
+        };
+        records.put(identity, &record)?;
+        self.observer.event(Event::Finished { step, wall, unchanged });
+        self.outputs[step.id.index()] = Some(outputs);
+        Ok(StepResult::Ran { reason: cause.reason, wall, unchanged })
+    }
+
+    /// A blob that `step` reads was lost behind its record's back: decides anew about the steps that made it, and lets
+    /// `step` wait for them. Whether there was anything to do.
+    fn repair(&mut self, step: &Step, failure: &Failure) -> Result<bool, BuildError> {
+        let Workspace { graph, store, .. } = *self.workspace;
+        if std::mem::replace(&mut self.repaired[step.id.index()], true) {
+            return Ok(false);
+        }
+        let is_lost = |it: &&Input| {
+            let digest = self.outputs[it.step.index()].as_ref().and_then(|outputs| outputs.get(it.name));
+            digest.is_some_and(|digest| store.cas.check(digest).is_err())
+        };
+        let mut producers: Vec<StepId> = step.inputs.iter().filter(is_lost).map(|it| it.step).collect();
+        producers.dedup();
+        if producers.is_empty() {
+            return Ok(false);
+        }
+        self.states[step.id.index()] = State::Waiting;
+        for &producer in &producers {
+            self.observer.event(Event::Repairing { damaged: graph.step(producer), step, failure });
+            self.states[producer.index()] = State::Waiting;
+            self.outputs[producer.index()] = None;
+        }
+        for producer in producers {
+            self.settle(producer)?;
+        }
+        Ok(true)
+    }
+
+    fn end(self) -> Built {
+        self.observer.event(Event::Ended);
+        let result = |state| match state {
+            State::Over(result) => result,
+            State::Waiting | State::Due(_) => StepResult::NotReached,
+        };
+        Built {
+            results: self.states.into_iter().map(result).collect(),
+            outputs: self.outputs,
+            interrupted: self.leash.is_cancelled(),
+        }
+    }
+}
+
+/// The goals and everything they depend on, by index.
+pub fn closure(graph: &Graph, goals: &[StepId]) -> Vec<bool> {
+    let mut wanted = vec![false; graph.steps().len()];
+    let mut open = goals.to_vec();
+    while let Some(id) = open.pop() {
+        if !std::mem::replace(&mut wanted[id.index()], true) {
+            open.extend(&graph.step(id).deps);
+        }
+    }
+    wanted
+}

@@ -1,0 +1,130 @@
+//! Why a step must run: one typed enum that the terminal, the JSON and the tests all read.
+
+use super::{Damage, KeyParts};
+use crate::digest::Digest;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// The first part of every key part that holds an input's digest.
+pub const INPUT: &str = "input.";
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reason", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
+pub enum StaleReason {
+    /// No step of this name ever succeeded here.
+    NeverBuilt,
+    /// Its own parameters are not those of its last success; its inputs may differ as well.
+    Changed { parts: Vec<PartChange> },
+    /// Its parameters are those of its last success, the content it reads is not.
+    InputsChanged { inputs: Vec<InputChange> },
+    /// It succeeded with exactly these parts, but the record was lost.
+    RecordLost,
+    /// A blob that it made is gone or no longer what it was.
+    OutputDamaged { output: String, blob: Digest, damage: Damage },
+    /// Asked for on the command line.
+    Forced,
+    /// It cannot run: a step that it depends on failed.
+    UpstreamFailed { step: String },
+}
+
+/// One parameter then and now; nothing where there was or is no such parameter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PartChange {
+    pub name: String,
+    pub old: Option<String>,
+    pub new: Option<String>,
+}
+
+/// One input's content digest then and now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct InputChange {
+    /// The blob's name, e.g. `object`.
+    pub input: String,
+    /// The kind of step that makes it, e.g. `compile`.
+    pub from: String,
+    pub old: Option<String>,
+    pub new: Option<String>,
+}
+
+/// Why a step whose key has no record is stale: its parts against those of its last success.
+pub fn explain(previous: Option<&KeyParts>, now: &KeyParts) -> StaleReason {
+    let Some(previous) = previous else { return StaleReason::NeverBuilt };
+    let (inputs, parts): (Vec<_>, Vec<_>) = diff(previous, now).into_iter().partition(|it| it.name.starts_with(INPUT));
+    if !parts.is_empty() {
+        return StaleReason::Changed { parts };
+    }
+    if inputs.is_empty() {
+        return StaleReason::RecordLost;
+    }
+    let inputs = inputs.into_iter().map(|PartChange { name, old, new }| {
+        let (from, input) = name[INPUT.len()..].split_once('.').unwrap_or(("", &name[INPUT.len()..]));
+        InputChange { input: input.to_owned(), from: from.to_owned(), old, new }
+    });
+    StaleReason::InputsChanged { inputs: inputs.collect() }
+}
+
+/// The parts in which the two differ, in name order.
+pub fn diff(old: &KeyParts, new: &KeyParts) -> Vec<PartChange> {
+    let mut names: Vec<_> = old.iter().chain(new.iter()).map(|it| it.0).collect();
+    names.sort_unstable();
+    names.dedup();
+    let change = |name: &str| {
+        let (old, new) = (old.get(name), new.get(name));
+        let owned = |it: Option<&str>| it.map(str::to_owned);
+        (old != new).then(|| PartChange { name: name.to_owned(), old: owned(old), new: owned(new) })
+    };
+    names.into_iter().filter_map(change).collect()
+}
+
+impl PartChange {
+    /// The name a person knows: a block's field as the manifest spells it.
+    pub fn field(&self) -> &str {
+        self.name.strip_prefix("block.").unwrap_or(&self.name)
+    }
+}
+
+impl fmt::Display for PartChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let field = self.field();
+        match (&self.old, &self.new) {
+            (Some(_), Some(_)) if field == "recipe" => f.write_str("kforge itself changed (`recipe`)"),
+            (Some(old), Some(new)) => write!(f, "`{field}` changed from {old} to {new}"),
+            (None, Some(new)) => write!(f, "`{field}` is new: {new}"),
+            (Some(old), None) => write!(f, "`{field}` is gone, it was {old}"),
+            (None, None) => write!(f, "`{field}` is unchanged"),
+        }
+    }
+}
+
+impl fmt::Display for InputChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let short = |it: &Option<String>| it.as_ref().map_or("nothing".to_owned(), |it| it.chars().take(12).collect());
+        write!(f, "`{}` of `{}` changed from {} to {}", self.input, self.from, short(&self.old), short(&self.new))
+    }
+}
+
+impl fmt::Display for StaleReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NeverBuilt => f.write_str("never built"),
+            Self::Changed { parts } => list(f, parts),
+            Self::InputsChanged { inputs } => list(f, inputs),
+            Self::RecordLost => f.write_str("the record of its last success is gone"),
+            Self::OutputDamaged { output, blob, damage } => {
+                write!(f, "output `{output}` is {damage} (blob {})", blob.short())
+            }
+            Self::Forced => f.write_str("forced"),
+            Self::UpstreamFailed { step } => write!(f, "`{step}` failed"),
+        }
+    }
+}
+
+fn list(f: &mut fmt::Formatter<'_>, changes: &[impl fmt::Display]) -> fmt::Result {
+    for (index, change) in changes.iter().enumerate() {
+        let separator = if index == 0 { "" } else { "; " };
+        write!(f, "{separator}{change}")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! Which steps a build has, what each reads, and what its key is made of.
+//!
+//! A part must be here exactly if the step's output depends on it: one too few is a wrong result that is never rebuilt, one
+//! too many is work done again for nothing. The tests at the end hold this for every field of a block and every fact of a CPU.
+
+use super::{Graph, KeyParts, StepId, StepKind};
+use crate::{
+    digest::Digest,
+    host::CpuFacts,
+    manifest::spec::{BlockSpec, Pass},
+    protocol::{blob, recipe},
+};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// One block instance for one target: the unit that gets a row of steps.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BlockTarget {
+    /// The instance's name, e.g. `gpt2-small-s128`.
+    pub name: String,
+    pub spec: BlockSpec,
+    pub passes: Vec<Pass>,
+    /// Name of the search strategy, e.g. `heuristic`.
+    pub strategy: String,
+    pub target: String,
+    pub threads: usize,
+}
+
+/// How verify and benchmark work, where the manifest does not say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// Of the random inputs that verify makes.
+    pub seed: u64,
+    /// How long one benchmark action measures.
+    pub benchmark_ms: u64,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self { seed: 1, benchmark_ms: 500 }
+    }
+}
+
+/// The steps of a build of these blocks: for each target and thread count one probe, for each block a row
+/// `ir -> plan -> compile -> verify -> benchmark -> report`.
+pub fn plan_build(blocks: &[BlockTarget], cpu: &CpuFacts, rules: &Rules) -> Graph {
+    let mut graph = Graph::default();
+    let fingerprint = cpu_parts(cpu, |_| true);
+    let code = cpu_parts(cpu, decides_code);
+    let plans = cpu_parts(cpu, decides_plan);
+
+    let mut probes: BTreeMap<(&str, usize), StepId> = BTreeMap::new();
+    let mut targets: BTreeMap<&str, Arc<str>> = BTreeMap::new();
+    for block in blocks {
+        let target = targets.entry(&block.target).or_insert_with(|| block.target.as_str().into());
+        probes.entry((&block.target, block.threads)).or_insert_with(|| {
+            let params = params(StepKind::Probe, &recipe::BENCHMARK, &[&fingerprint]).with("threads", block.threads);
+            graph.push(StepKind::Probe, (None, None), (target, block.threads), &[], &[], params)
+        });
+    }
+
+    for (subject, block) in blocks.iter().enumerate() {
+        let spec = block_parts(&block.spec);
+        let name: Arc<str> = block.name.as_str().into();
+        let target = targets[block.target.as_str()].clone();
+        let mut push = |kind: StepKind, reads: &[(StepId, &'static str)], gates: &[StepId], params: KeyParts| {
+            graph.push(kind, (Some(subject), Some(name.clone())), (&target, block.threads), reads, gates, params)
+        };
+        let threads = block.threads;
+        let probe = probes[&(block.target.as_str(), threads)];
+
+        let mut own = params(StepKind::Ir, &recipe::IR, &[&spec]).with("name", &name);
+        own.set_fields("passes", &block.passes);
+        let ir = push(StepKind::Ir, &[], &[], own);
+
+        let own = params(StepKind::Plan, &recipe::PLAN, &[&plans])
+            .with("name", &name)
+            .with("strategy", &block.strategy)
+            .with("target", &target)
+            .with("threads", threads);
+        let plan = push(StepKind::Plan, &[(ir, blob::STAGES)], &[], own);
+
+        let own = params(StepKind::Compile, &recipe::COMPILE, &[&code]);
+        let compile = push(StepKind::Compile, &[(ir, blob::STAGES), (plan, blob::PLAN)], &[], own);
+
+        // The oracle evaluates the block as the manifest says, not as the IR says: it reads every field.
+        let own = params(StepKind::Verify, &recipe::VERIFY, &[&spec, &fingerprint])
+            .with("seed", rules.seed)
+            .with("threads", threads);
+        let reads = [(compile, blob::OBJECT), (compile, blob::KERNEL), (plan, blob::PLAN)];
+        let verify = push(StepKind::Verify, &reads, &[], own);
+
+        // Verify is a gate: a kernel that was not accepted is not measured, but what the verdict says in detail does not
+        // change the measured times.
+        let own = params(StepKind::Benchmark, &recipe::BENCHMARK, &[&fingerprint])
+            .with("threads", threads)
+            .with("time-ms", rules.benchmark_ms);
+        let reads = [(compile, blob::OBJECT), (compile, blob::KERNEL)];
+        let benchmark = push(StepKind::Benchmark, &reads, &[verify], own);
+
+        let own = params(StepKind::Report, &recipe::REPORT, &[&spec, &fingerprint])
+            .with("name", &name)
+            .with("target", &target)
+            .with("threads", threads);
+        let reads = [
+            (ir, blob::PASSES),
+            (ir, blob::STAGES),
+            (plan, blob::PLAN),
+            (verify, blob::VERDICT),
+            (benchmark, blob::BENCHMARK),
+            (probe, blob::CEILINGS),
+        ];
+        push(StepKind::Report, &reads, &[], own);
+    }
+    graph
+}
+
+/// The parts that every step of a kind has, and those of `groups`.
+fn params(kind: StepKind, recipe: &Digest, groups: &[&KeyParts]) -> KeyParts {
+    let mut parts = KeyParts::new().with("step", kind.name()).with("recipe", recipe);
+    groups.iter().for_each(|it| parts.extend(it));
+    parts
+}
+
+/// The block's fields under the names that the manifest gives them (`block.d-model`, `block.norm-eps`), so that a stale
+/// reason names what a person edited.
+pub fn block_parts(spec: &BlockSpec) -> KeyParts {
+    let mut nested = KeyParts::new();
+    nested.set_fields("block", spec);
+    let mut parts = KeyParts::new();
+    for (long, value) in nested.iter() {
+        let short = match long {
+            "block.norm.kind" => "block.norm".to_owned(),
+            "block.norm.eps" => "block.norm-eps".to_owned(),
+            _ => ["block.rows.", "block.attention.", "block.mlp."]
+                .iter()
+                .find_map(|group| long.strip_prefix(group))
+                .map_or_else(|| long.to_owned(), |field| format!("block.{field}")),
+        };
+        // Two groups may have a field of one name, as attention and MLP have `d-model`. A different value is a different part.
+        let taken = parts.get(&short).is_some_and(|it| it != value);
+        parts.set(if taken { long.to_owned() } else { short }, value);
+    }
+    parts
+}
+
+/// The CPU's facts that `wanted` selects, by their serde names, as `cpu.<fact>`.
+fn cpu_parts(cpu: &CpuFacts, wanted: impl Fn(&str) -> bool) -> KeyParts {
+    let mut all = KeyParts::new();
+    all.set_fields("cpu", cpu);
+    all.iter().filter(|it| wanted(it.0)).collect()
+}
+
+/// The number of cores decides how work is spread when it runs, not the code.
+fn decides_code(fact: &str) -> bool {
+    fact != "cpu.cores"
+}
+
+/// What the schedules are computed from. The model's name decides no schedule: equal caches and vectors get equal plans.
+fn decides_plan(fact: &str) -> bool {
+    !matches!(fact, "cpu.model")
+}

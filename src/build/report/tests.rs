@@ -1,0 +1,189 @@
+use super::{
+    model::{BlockReport, Inputs, Verification},
+    terminal::{self, Row, State},
+};
+use crate::{
+    digest::Digest,
+    host::CpuFacts,
+    manifest::spec::{BlockSpec, Dtype, NormKind, NormSpec, Pass},
+    plan::{
+        PLAN_VERSION, Plan, Provenance,
+        stage::{Role, Stage, StageGraph, StageOp, Tensor, TensorId},
+    },
+    protocol::{
+        Benchmark, Ceilings, Gate, GateResult, GateStatus, Mismatch, PassReport, StageBenchmark, Timing, Verdict,
+    },
+};
+use std::collections::BTreeMap;
+
+const M: usize = 128;
+const N: usize = 256;
+
+fn timing(median_ns: f64) -> Timing {
+    let (q1_ns, q3_ns) = (median_ns * 0.98, median_ns * 1.04);
+    Timing { samples: 31, median_ns, min_ns: median_ns * 0.95, q1_ns, q3_ns }
+}
+
+fn gate(gate: Gate, stage: Option<&str>, status: GateStatus, worst_ratio: Option<f64>) -> GateResult {
+    let mismatch = (status == GateStatus::Failed).then(|| Mismatch {
+        element: vec![3, 4],
+        value: "NaN".to_owned(),
+        expected: "1".to_owned(),
+        bound: "1e-6".to_owned(),
+    });
+    let message = if status == GateStatus::Passed { "" } else { "element [3, 4] is NaN" }.to_owned();
+    let stage = stage.map(str::to_owned);
+    GateResult { gate, stage, case: "normal".to_owned(), status, checked: 1000, worst_ratio, mismatch, message }
+}
+
+fn verdict() -> Verdict {
+    let gates = vec![
+        gate(Gate::V2Bound, Some("matmul"), GateStatus::Passed, Some(0.031)),
+        gate(Gate::V2Bound, Some("norm"), GateStatus::Passed, Some(0.25)),
+        gate(Gate::V0Legality, None, GateStatus::Passed, None),
+    ];
+    Verdict { version: 1, accepted: true, seed: 7, gates }
+}
+
+/// The report of a microblock: a matmul that a schedule was searched for, and a plain norm.
+fn report(verdict: &Verdict) -> BlockReport {
+    let norm = NormSpec { kind: NormKind::LayerNorm, eps: 1e-5 };
+    let spec = BlockSpec::Microblock { m: M, n: N, k: N, bias: false, norm, dtype: Dtype::F32 };
+    let tensor = Tensor { name: "y".to_owned(), shape: vec![M, N], dtype: Dtype::F32, role: Role::Output };
+    let stage =
+        |name: &str, op, scheduled| Stage { name: name.to_owned(), op, inputs: vec![], output: TensorId(0), scheduled };
+    let matmul = StageOp::Matmul { m: M, n: N, k: N, bias: false, activation: None, residual: false };
+    let flops = matmul.flops();
+    let stages = StageGraph {
+        block: "micro".to_owned(),
+        tensors: vec![tensor],
+        stages: vec![
+            stage("matmul", matmul, true),
+            stage("norm", StageOp::LayerNorm { rows: M, width: N, eps: 1e-5 }, false),
+        ],
+    };
+    let measured = |name: &str, op: &str, nanoseconds, flops, bytes| StageBenchmark {
+        name: name.to_owned(),
+        op: op.to_owned(),
+        timing: timing(nanoseconds),
+        flops,
+        bytes,
+    };
+    let benchmark = Benchmark {
+        version: 1,
+        threads: 1,
+        block: measured("block", "microblock", 200_000.0, flops, 400_000),
+        stages: vec![
+            measured("matmul", "matmul", 180_000.0, flops, 400_000),
+            measured("norm", "layer-norm", 20_000.0, 0, 262_144),
+        ],
+    };
+    BlockReport::new(&Inputs {
+        block: "micro",
+        target: "cpu",
+        spec: &spec,
+        cpu: &CpuFacts {
+            arch: "x86_64".to_owned(),
+            model: "Example CPU".to_owned(),
+            isa: vec!["avx2".to_owned(), "fma".to_owned()],
+            lanes: 8,
+            vector_registers: 16,
+            l1d: 32 << 10,
+            l2: 512 << 10,
+            l3: 0,
+            cores: 2,
+        },
+        stages: &stages,
+        passes: &[PassReport { pass: Pass::TileMatmul, created: 0, changed: 1, erased: 0 }],
+        plan: &Plan {
+            version: PLAN_VERSION,
+            block: "micro".to_owned(),
+            target: "cpu".to_owned(),
+            provenance: Provenance { strategy: "heuristic".to_owned(), trials: 0 },
+            stages: BTreeMap::new(),
+        },
+        plan_digest: Digest::of(b"plan"),
+        verdict,
+        benchmark: &benchmark,
+        ceilings: &Ceilings { threads: 1, gflops: 118.0, gigabytes_per_s: 20.0 },
+    })
+}
+
+#[test]
+fn the_report_says_all_of_a_block() {
+    insta::assert_json_snapshot!(report(&verdict()));
+}
+
+#[test]
+fn a_report_survives_its_own_json() {
+    let report = report(&verdict());
+    let text = serde_json::to_string(&report).unwrap();
+    assert_eq!(serde_json::from_str::<BlockReport>(&text).unwrap(), report);
+}
+
+#[test]
+fn a_gate_is_as_good_as_its_worst_result() {
+    let mut verdict = verdict();
+    verdict.gates.push(gate(Gate::V1Exactness, Some("norm"), GateStatus::Inconclusive, None));
+    verdict.gates.push(gate(Gate::V2Bound, Some("norm"), GateStatus::Inconclusive, None));
+    verdict.gates.push(gate(Gate::V2Bound, Some("matmul"), GateStatus::Failed, Some(12.0)));
+    let summary = Verification::new(&Verdict { accepted: false, ..verdict });
+    let statuses: Vec<_> = summary.gates.iter().map(|it| (it.gate, it.status, it.not_passed.len())).collect();
+    assert_eq!(
+        statuses,
+        [
+            (Gate::V0Legality, GateStatus::Passed, 0),
+            (Gate::V1Exactness, GateStatus::Inconclusive, 1),
+            (Gate::V2Bound, GateStatus::Failed, 2)
+        ]
+    );
+    assert_eq!((summary.worst_ratio, summary.gates[2].worst_stage.as_deref()), (Some(12.0), Some("matmul")));
+}
+
+fn rows<'a>(good: &'a BlockReport, rejected: &'a BlockReport) -> Vec<Row<'a>> {
+    vec![
+        Row::of(good, State::Built),
+        Row::of(good, State::UpToDate),
+        Row::of(rejected, State::Built),
+        Row { block: "gpt2-small-s128", target: "cpu", state: State::Failed("compile".to_owned()), report: None },
+    ]
+}
+
+#[test]
+fn the_table_has_a_row_for_each_block_and_target() {
+    let (good, rejected) = (report(&verdict()), report(&Verdict { accepted: false, ..verdict() }));
+    insta::assert_snapshot!(terminal::table(&rows(&good, &rejected), 120, false));
+}
+
+#[test]
+fn a_narrow_table_keeps_what_tells_most() {
+    let (good, rejected) = (report(&verdict()), report(&Verdict { accepted: false, ..verdict() }));
+    let text = terminal::table(&rows(&good, &rejected), 70, false);
+    assert!(text.lines().all(|it| it.chars().count() <= 70), "{text}");
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn details_list_stages_gates_and_passes() {
+    insta::assert_snapshot!(terminal::details(&report(&verdict()), 120, false));
+}
+
+#[test]
+fn colour_changes_no_column() {
+    let (good, rejected) = (report(&verdict()), report(&Verdict { accepted: false, ..verdict() }));
+    let rows = rows(&good, &rejected);
+    let colored = terminal::table(&rows, 120, true);
+    assert!(colored.contains("\u{1b}[32mverified\u{1b}[0m"), "{colored:?}");
+    let mut plain = String::new();
+    for (index, part) in colored.split('\u{1b}').enumerate() {
+        plain.push_str(if index == 0 { part } else { part.split_once('m').unwrap().1 });
+    }
+    let trimmed: Vec<_> = plain.lines().map(str::trim_end).collect();
+    assert_eq!(trimmed.join("\n") + "\n", terminal::table(&rows, 120, false));
+}
+
+#[test]
+fn times_have_three_digits_and_a_fitting_unit() {
+    let shown = [0.5, 999.4, 999.6, 1234.0, 45_678.0, 20_060_000.0, 999_600_000.0, 3.2e9, 4e12].map(terminal::duration);
+    assert_eq!(shown, ["0.50 ns", "999 ns", "1.00 µs", "1.23 µs", "45.7 µs", "20.1 ms", "1.00 s", "3.20 s", "4000 s"]);
+}

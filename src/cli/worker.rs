@@ -1,0 +1,76 @@
+//! Single actions outside of a build, for the commands that ask the toolchain something.
+
+use super::error::Error;
+use crate::{
+    build::engine::{
+        action, interrupt,
+        worker::{Leash, Request, Seat, Toolchain},
+    },
+    build::graph::{Outputs, StepKind},
+    digest::Digest,
+    protocol::{ActionKind, Failure, FailureKind},
+    store::cas::Cas,
+};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+/// One worker on one store.
+pub struct Asker {
+    toolchain: Toolchain,
+    leash: Arc<Leash>,
+    pub cas: Cas,
+}
+
+impl Asker {
+    /// `store` is a project's cache folder, or any folder for commands that keep nothing.
+    pub fn new(store: &Path) -> Result<Self, Error> {
+        Ok(Self { toolchain: Toolchain::new(store), leash: Arc::new(Leash::default()), cas: Cas::open(store)? })
+    }
+
+    pub fn leash(&self) -> &Leash {
+        &self.leash
+    }
+
+    /// Calls `ask` with a worker's seat; Ctrl-C ends what it asks.
+    pub fn with<T>(&self, ask: impl FnOnce(&mut Asked<'_>) -> Result<T, Error>) -> Result<T, Error> {
+        let _guard = interrupt::guard(&self.leash);
+        ask(&mut Asked { seat: Seat::new(&self.toolchain, &self.leash), cas: &self.cas })
+    }
+}
+
+pub struct Asked<'a> {
+    pub seat: Seat<'a>,
+    cas: &'a Cas,
+}
+
+impl Asked<'_> {
+    /// Does one action under the limits of a step of kind `like`.
+    pub fn action(
+        &mut self,
+        kind: ActionKind,
+        inputs: BTreeMap<String, Digest>,
+        like: StepKind,
+    ) -> Result<Outputs, Error> {
+        let request = Request { kind, inputs, limits: action::limits(like) };
+        Ok(self.seat.execute(&request)??.outputs)
+    }
+
+    /// The content of one output.
+    pub fn bytes(&self, outputs: &Outputs, name: &str) -> Result<Vec<u8>, Error> {
+        let missing = || Failure::new(FailureKind::Internal, format!("the worker made no `{name}`"));
+        let digest = outputs.get(name).ok_or_else(missing)?;
+        self.cas.get(digest).map_err(|error| Error::environment(error.to_string()))
+    }
+
+    /// One output as the value it stands for.
+    pub fn value<T: serde::de::DeserializeOwned>(&self, outputs: &Outputs, name: &str) -> Result<T, Error> {
+        let bytes = self.bytes(outputs, name)?;
+        let bad =
+            |error| Failure::new(FailureKind::Internal, format!("output `{name}` is not what it should be: {error}"));
+        Ok(serde_json::from_slice(&bytes).map_err(bad)?)
+    }
+
+    /// One output as text.
+    pub fn text(&self, outputs: &Outputs, name: &str) -> Result<String, Error> {
+        Ok(String::from_utf8_lossy(&self.bytes(outputs, name)?).into_owned())
+    }
+}

@@ -1,0 +1,123 @@
+//! The parts that a step's key is made of, by name, so that two keys can be compared part by part.
+
+use crate::digest::Digest;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+/// Named values in name order. Values are text with one form for each value, so equal parts give equal keys.
+///
+/// Names and values are shared, because the parts of one block go into several steps.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct KeyParts(Vec<(Arc<str>, Arc<str>)>);
+
+impl KeyParts {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets one part; a part of the same name is replaced.
+    pub fn set(&mut self, name: impl Into<Arc<str>>, value: impl Into<Arc<str>>) {
+        let (name, value) = (name.into(), value.into());
+        match self.0.binary_search_by(|it| it.0.cmp(&name)) {
+            Ok(at) => self.0[at].1 = value,
+            Err(at) => self.0.insert(at, (name, value)),
+        }
+    }
+
+    /// [`KeyParts::set`] for chains.
+    pub fn with(mut self, name: impl Into<Arc<str>>, value: impl fmt::Display) -> Self {
+        self.set(name, value.to_string());
+        self
+    }
+
+    /// Sets one part for every leaf of `value` as serde sees it: `prefix.field.inner-field`, lists as `[a, b]`. Floats are
+    /// written in the shortest form that reads back as the same number.
+    pub fn set_fields(&mut self, prefix: &str, value: &impl Serialize) {
+        // Plain data only: a type that cannot be JSON would be a defect here, and its absence from the key must not be silent.
+        let value = serde_json::to_value(value).unwrap_or_else(|error| serde_json::Value::String(error.to_string()));
+        self.flatten(prefix, &value);
+    }
+
+    fn flatten(&mut self, name: &str, value: &serde_json::Value) {
+        match value {
+            serde_json::Value::Object(fields) => {
+                for (field, value) in fields {
+                    let name = if name.is_empty() { field.clone() } else { format!("{name}.{field}") };
+                    self.flatten(&name, value);
+                }
+            }
+            leaf => self.set(name, text(leaf)),
+        }
+    }
+
+    /// Adds all parts of `other`, replacing those of the same name.
+    pub fn extend(&mut self, other: &Self) {
+        for (name, value) in &other.0 {
+            self.set(name.clone(), value.clone());
+        }
+    }
+
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.binary_search_by(|it| (*it.0).cmp(name)).ok().map(|at| &*self.0[at].1)
+    }
+
+    /// In name order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// BLAKE3 over the sorted parts, each name and value preceded by its length so that no two lists read the same.
+    pub fn key(&self) -> Digest {
+        let mut buffer = Vec::with_capacity(self.0.iter().map(|(name, value)| name.len() + value.len() + 16).sum());
+        for text in self.0.iter().flat_map(|(name, value)| [name, value]) {
+            buffer.extend_from_slice(&(text.len() as u64).to_le_bytes());
+            buffer.extend_from_slice(text.as_bytes());
+        }
+        Digest::of(&buffer)
+    }
+}
+
+/// One line for a leaf: strings without quotes, everything else as JSON writes it.
+fn text(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::String(text) => text.clone(),
+        serde_json::Value::Array(items) => format!("[{}]", items.iter().map(text).collect::<Vec<_>>().join(", ")),
+        other => other.to_string(),
+    }
+}
+
+impl fmt::Debug for KeyParts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
+    }
+}
+
+impl<N: Into<Arc<str>>, V: Into<Arc<str>>> FromIterator<(N, V)> for KeyParts {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(parts: I) -> Self {
+        let mut all = Self::new();
+        for (name, value) in parts {
+            all.set(name, value);
+        }
+        all
+    }
+}
+
+impl Serialize for KeyParts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
+
+impl<'de> Deserialize<'de> for KeyParts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(BTreeMap::<String, String>::deserialize(deserializer)?.into_iter().collect())
+    }
+}

@@ -1,0 +1,123 @@
+//! Locks between processes: `flock` on files that are never unlinked, so that two processes cannot hold two files of one name.
+//! The system releases a lock when its process dies, however it dies. The file's content names the holder, for messages only.
+
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
+use serde::Serialize;
+use std::{
+    fmt,
+    fs::{self, File},
+    io::{self, Read, Seek, Write},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+/// How often a waiting process tries again: short beside any build, long beside the try itself (a few microseconds).
+const POLL: Duration = Duration::from_millis(20);
+
+/// Who has a lock, as far as the lock file tells.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Holder {
+    pub pid: u32,
+    pub command: String,
+    /// Seconds since 1970.
+    pub since_unix: u64,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.pid == 0 {
+            return f.write_str("another process");
+        }
+        let seconds = unix_now().saturating_sub(self.since_unix);
+        write!(f, "process {} (`{}`, for {seconds} s)", self.pid, self.command)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    #[error("`{}` is held by {holder}; gave up after {} s", path.display(), waited.as_secs())]
+    Held { path: PathBuf, holder: Holder, waited: Duration },
+    #[error("cannot lock `{}`: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+}
+
+/// A lock that this process holds until the value is dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes the lock at `path`, waiting at most `wait` (`None`: as long as it takes). `on_wait` is called when the waiting
+    /// begins and again whenever another process turns out to be the holder.
+    pub fn acquire(path: &Path, wait: Option<Duration>, mut on_wait: impl FnMut(&Holder)) -> Result<Self, LockError> {
+        let start = Instant::now();
+        let mut told = None;
+        loop {
+            let holder = match Self::try_acquire(path)? {
+                Ok(lock) => return Ok(lock),
+                Err(holder) => holder,
+            };
+            let waited = start.elapsed();
+            if wait.is_some_and(|it| waited >= it) {
+                return Err(LockError::Held { path: path.to_owned(), holder, waited });
+            }
+            if told.as_ref() != Some(&holder) {
+                on_wait(&holder);
+                told = Some(holder);
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Takes the lock at `path` if nobody has it, or says who does.
+    pub fn try_acquire(path: &Path) -> Result<Result<Self, Holder>, LockError> {
+        let failed = |source| LockError::Io { path: path.to_owned(), source };
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(failed)?;
+        }
+        // Not truncated here: until the lock is ours, the content is the holder's.
+        let mut file =
+            File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Ok(Err(read_holder(&mut file))),
+            Err(error) => return Err(failed(error.into())),
+        }
+        write_holder(&mut file).map_err(failed)?;
+        Ok(Ok(Self { _file: file }))
+    }
+}
+
+/// Three lines: pid, seconds since 1970, command.
+fn write_holder(file: &mut File) -> io::Result<()> {
+    let command = std::env::args_os().map(|it| it.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ");
+    let command = command.replace(['\n', '\r'], " ");
+    file.set_len(0)?;
+    file.rewind()?;
+    file.write_all(format!("{}\n{}\n{command}\n", std::process::id(), unix_now()).as_bytes())
+}
+
+/// What the file says; pid 0 when it says nothing readable, as in the moment between another's locking and writing.
+fn read_holder(file: &mut File) -> Holder {
+    let mut text = Vec::new();
+    file.take(64 << 10).read_to_end(&mut text).unwrap_or(0);
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let mut lines = text.lines();
+    let mut number = || lines.next().and_then(|it| it.parse::<u64>().ok());
+    let (pid, since) = (number(), number());
+    Holder {
+        pid: pid.and_then(|it| it.try_into().ok()).unwrap_or(0),
+        since_unix: since.unwrap_or(0),
+        command: lines.next().unwrap_or("unknown command").to_owned(),
+    }
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |it| it.as_secs())
+}

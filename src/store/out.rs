@@ -1,0 +1,98 @@
+//! `out/<block>@<target>/`: copies of blobs under names that a person opens. Never read by the build itself.
+//!
+//! Each folder has a stamp file that says which blob each file was copied from and what the file looked like then, so that an
+//! unchanged folder costs one read and one `stat` a file, and a file that somebody edited or removed is put back.
+
+use super::cas::{BlobError, Cas};
+use crate::digest::Digest;
+use std::{
+    fmt::Write as _,
+    fs,
+    io::{self, Write},
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Component, Path, PathBuf},
+};
+
+const STAMP: &str = ".kforge-stamp";
+
+#[derive(Debug, thiserror::Error)]
+pub enum OutError {
+    #[error("cannot write `{}`: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("cannot write `{}`: {source}", path.display())]
+    Blob { path: PathBuf, source: BlobError },
+    #[error("`{name}` is not a plain file name")]
+    BadName { name: String },
+}
+
+/// Makes `folder` hold these blobs under these names. Files that an earlier call wrote and that are no longer wanted are
+/// removed; files of other origin stay. Returns how many files were written or removed.
+pub fn materialise(cas: &Cas, folder: &Path, files: &[(&str, Digest)]) -> Result<usize, OutError> {
+    if let Some((name, _)) = files.iter().find(|it| !is_plain(it.0)) {
+        return Err(OutError::BadName { name: (*name).to_owned() });
+    }
+    let stamp_path = folder.join(STAMP);
+    let old = fs::read_to_string(&stamp_path).unwrap_or_default();
+    let mut changed = 0;
+    let mut stamp = String::new();
+    for (name, digest) in files {
+        let path = folder.join(name);
+        let failed = |source| OutError::Io { path: path.clone(), source };
+        let current = state(&path).map(|it| line(name, digest, &it));
+        let line = match current {
+            Some(line) if old.lines().any(|it| it == line) => line,
+            _ => {
+                let bytes = cas.get(digest).map_err(|source| OutError::Blob { path: path.clone(), source })?;
+                if fs::read(&path).ok().as_ref() != Some(&bytes) {
+                    fs::create_dir_all(folder).map_err(failed)?;
+                    replace(&path, &bytes).map_err(failed)?;
+                    changed += 1;
+                }
+                line(name, digest, &state(&path).unwrap_or_default())
+            }
+        };
+        writeln!(stamp, "{line}").unwrap_or(());
+    }
+    for gone in old.lines().filter_map(|it| it.splitn(4, ' ').nth(3)) {
+        if is_plain(gone) && files.iter().all(|it| it.0 != gone) && fs::remove_file(folder.join(gone)).is_ok() {
+            changed += 1;
+        }
+    }
+    if stamp != old {
+        fs::create_dir_all(folder)
+            .and_then(|()| replace(&stamp_path, stamp.as_bytes()))
+            .map_err(|source| OutError::Io { path: stamp_path, source })?;
+    }
+    Ok(changed)
+}
+
+/// `digest size mtime name`; the name last, because it may contain spaces.
+fn line(name: &str, digest: &Digest, state: &(u64, i128)) -> String {
+    format!("{digest} {} {} {name}", state.0, state.1)
+}
+
+/// Size, and modification time in nanoseconds.
+fn state(path: &Path) -> Option<(u64, i128)> {
+    let metadata = fs::symlink_metadata(path).ok()?;
+    let time = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+    metadata.is_file().then_some((metadata.len(), time))
+}
+
+/// A name without folders: what comes from a record must not lead out of the folder.
+fn is_plain(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    matches!((components.next(), components.next()), (Some(Component::Normal(it)), None) if it == name)
+        && name != STAMP
+        && !name.contains('\n')
+}
+
+/// Replaces the file at `path` by rename: a reader sees the old content or the new, nothing between. Not synced: what it
+/// is used for can be made again.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut file = tempfile::Builder::new().prefix(".kforge-").tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+    file.persist(path)?;
+    Ok(())
+}
