@@ -160,8 +160,8 @@ fn row_shape(op: &StageOp, position: usize, width: usize, regime: Regime) -> Row
         (StageOp::RmsNorm { eps, .. }, Regime::NearConstant) => plain(eps.sqrt() as f32),
         // Keys that hardly differ make uniform weights.
         (StageOp::Attention { .. }, Regime::NearConstant) if position == 1 => plain(1.0 / 1024.0),
-        // Logits of a deviation around 16: a few keys take all the weight.
-        (StageOp::Attention { .. }, Regime::Peaky) if position < 2 => plain(4.0),
+        // Logits of a deviation around 64: one key takes all the weight, and exp without the maximum subtracted overflows.
+        (StageOp::Attention { .. }, Regime::Peaky) if position < 2 => plain(8.0),
         // Logits of 2^60 have a bound that is not finite; the values can be large all the same.
         (StageOp::Attention { .. }, Regime::Large) if position < 2 => plain(1.0),
         (StageOp::Attention { .. }, Regime::Peaky | Regime::NearConstant) => plain(1.0),

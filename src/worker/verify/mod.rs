@@ -5,7 +5,7 @@
 //! rows that are too many to compute; [`tally`] compares. Tolerances are derived, never chosen, and nothing here reads the
 //! generated code or repairs a result.
 
-mod bounds;
+pub mod bounds;
 pub mod candidate;
 mod coverage;
 mod functions;
