@@ -165,7 +165,7 @@ impl From<Failure> for Rejected {
 fn dispatch(action: &Action, cas: &Cas, allow_faults: bool) -> Result<Blobs, Rejected> {
     let inputs = Inputs { action, cas };
     match &action.kind {
-        ActionKind::Probe { cpu, threads } => Ok(one(blob::CEILINGS, json(&measure::probe(cpu, *threads)?)?)),
+        ActionKind::Probe { cpu, threads } => Ok(one(blob::CEILINGS, json(&measure::ceilings::probe(cpu, *threads)?)?)),
         ActionKind::Ir { name, block, passes, origins } => {
             let products = ir::build(name, block, passes, origins)?;
             Ok(Blobs::from([
@@ -207,11 +207,11 @@ fn dispatch(action: &Action, cas: &Cas, allow_faults: bool) -> Result<Blobs, Rej
         }
         ActionKind::Benchmark { cpu: _, threads, time_ms } => {
             let (object, kernel) = (inputs.bytes(blob::OBJECT)?, inputs.parse(blob::KERNEL)?);
-            Ok(one(blob::BENCHMARK, json(&measure::benchmark(&object, &kernel, *threads, *time_ms)?)?))
+            Ok(one(blob::BENCHMARK, json(&measure::benchmark::benchmark(&object, &kernel, *threads, *time_ms)?)?))
         }
         ActionKind::BenchMatmul { m, n, k, threads, time_ms } => {
             let (object, kernel) = (inputs.bytes(blob::OBJECT)?, inputs.parse(blob::KERNEL)?);
-            let benchmark = measure::bench_matmul(&object, &kernel, *m, *n, *k, *threads, *time_ms)?;
+            let benchmark = measure::matmul::bench_matmul(&object, &kernel, *m, *n, *k, *threads, *time_ms)?;
             Ok(one(blob::BENCHMARK, json(&benchmark)?))
         }
         ActionKind::Run { block, threads, seed, stages } => {

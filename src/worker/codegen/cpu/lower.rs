@@ -19,7 +19,7 @@ use llvm_sys::{
 };
 use melior::{
     Context,
-    ir::{Module, operation::OperationLike as _},
+    ir::Module,
     pass::PassManager,
     utility::parse_pass_pipeline,
 };

@@ -194,7 +194,7 @@ impl Tile<'_> {
     fn product(&mut self, a: (Mem, Val), b: (Mem, Val), depth: Val, initial: Vec<Val>) -> Vec<Val> {
         let (micro, masks) = (self.micro, self.masks.clone());
         let zero = self.code.index(0);
-        let mut run = |code: &mut Code, low: Val, high: Val, unroll: usize, sums: Vec<Val>| {
+        let run = |code: &mut Code, low: Val, high: Val, unroll: usize, sums: Vec<Val>| {
             code.fold((low, high, unroll), &sums, |code, k, sums| {
                 let row_of_b = code.times(k, micro.ldb);
                 let (a_at, b_at) = (code.add(a.1, k), code.add(b.1, row_of_b));
