@@ -10,7 +10,7 @@ use kernelforge::{
 use melior::{
     Context,
     ir::{
-        Attribute, Identifier, Location, Module, Operation, Type, Value,
+        Attribute, Identifier, Location, Operation, Type, Value,
         attribute::{DenseI32ArrayAttribute, StringAttribute},
         operation::OperationBuilder,
     },
@@ -24,12 +24,9 @@ pub const SEGMENTS: &str = "operandSegmentSizes";
 
 /// Teaches `context` the dialect; once for each context.
 pub fn load(context: &Context) -> Result<(), Failure> {
-    diagnostics::capture(context, || {
-        let broken =
-            || Failure::new(FailureKind::Internal, "the definition of the `transformer` dialect does not load");
-        let module = Module::parse(context, DEFINITION).ok_or_else(broken)?;
-        load_irdl_dialects(&module).then_some(()).ok_or_else(broken)
-    })
+    let definition = super::parse(context, DEFINITION)?;
+    diagnostics::capture(context, || load_irdl_dialects(&definition).then_some(()).ok_or_else(diagnostics::refused))
+        .map_err(|failure| Failure { kind: FailureKind::Internal, ..failure })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

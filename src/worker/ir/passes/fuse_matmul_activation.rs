@@ -180,6 +180,14 @@ mod tests {
     }
 
     #[test]
+    fn a_fused_mlp_takes_a_residual_too() {
+        let before = [Pass::FuseMlpBlock, Pass::EliminateDeadOps];
+        let text = step("gpt2", &samples::gpt2(), &before, PASS);
+        assert!(text.contains("created 0, changed 2, erased 2"), "{text}");
+        assert!(text.contains("%mlp.b_down, %attn.out)"), "{text}");
+    }
+
+    #[test]
     fn a_product_of_two_values_is_no_residual() {
         assert_eq!(counts(PASS, &body(&[&add("%y", "%x", "%m").replace(".add", ".mul")])), (0, 0, 0));
     }

@@ -10,6 +10,8 @@ mod eliminate_dead_ops;
 mod fold_constants;
 mod fuse_matmul_activation;
 mod fuse_mlp_block;
+#[cfg(test)]
+mod meaning;
 mod tile_matmul;
 mod vectorize_layernorm;
 
