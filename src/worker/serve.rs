@@ -209,9 +209,9 @@ fn dispatch(action: &Action, cas: &Cas, allow_faults: bool) -> Result<Blobs, Rej
             let (object, kernel) = (inputs.bytes(blob::OBJECT)?, inputs.parse(blob::KERNEL)?);
             Ok(one(blob::BENCHMARK, json(&measure::benchmark::benchmark(&object, &kernel, *threads, *time_ms)?)?))
         }
-        ActionKind::BenchMatmul { m, n, k, threads, time_ms } => {
+        ActionKind::BenchMatmul { threads, time_ms } => {
             let (object, kernel) = (inputs.bytes(blob::OBJECT)?, inputs.parse(blob::KERNEL)?);
-            let benchmark = measure::matmul::bench_matmul(&object, &kernel, *m, *n, *k, *threads, *time_ms)?;
+            let benchmark = measure::matmul::bench_matmul(&object, &kernel, *threads, *time_ms)?;
             Ok(one(blob::BENCHMARK, json(&benchmark)?))
         }
         ActionKind::Run { block, threads, seed, stages } => {
