@@ -61,7 +61,8 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
             fs::read(path).map_err(|error| Error::input(format!("cannot read `{}`: {error}", path.display())))?;
         inputs.insert(blob::TENSORS.to_owned(), asker.cas.put(&bytes)?);
     }
-    let action = ActionKind::Run { threads: compile.threads, seed: args.seed, stages: args.stages };
+    let block = opened.blocks[0].spec.clone();
+    let action = ActionKind::Run { block, threads: compile.threads, seed: args.seed, stages: args.stages };
     let bytes = asker.with(|asked| {
         let outputs = asked.action(action, inputs, StepKind::Benchmark)?;
         asked.bytes(&outputs, blob::TENSORS)

@@ -1,1 +1,170 @@
-//! Which schedules are legal for an operation on a device (gate V0).
+//! Which schedules are legal for an operation on a device (gate V0). Illegal schedules are never generated; a violation names
+//! the knob, its value, the limit, and where the limit comes from.
+
+use super::{
+    Plan,
+    schedule::{AttentionSchedule, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, Schedule},
+    stage::{Stage, StageOp},
+};
+use crate::host::CpuFacts;
+
+/// A knob outside its limits.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("stage `{stage}`: `{knob}` = {value} {rule}")]
+pub struct Violation {
+    pub stage: String,
+    /// E.g. `up.mr`.
+    pub knob: String,
+    pub value: String,
+    /// E.g. `needs 35 vector registers (24 accumulators ...): the CPU has 32`.
+    pub rule: String,
+}
+
+/// A schedule cannot be had for a stage.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    #[error("the plan has no schedule for stage `{stage}` ({op})")]
+    Missing { stage: String, op: String },
+    #[error("stage `{stage}` is a {op}: a {schedule} schedule does not fit it")]
+    WrongKind { stage: String, op: String, schedule: String },
+    #[error(transparent)]
+    Violation(#[from] Violation),
+}
+
+/// The schedule that `stage` is generated with: the plan's where a pass asked for one, else the plain one; checked.
+pub fn resolve(stage: &Stage, plan: &Plan, cpu: &CpuFacts) -> Result<Schedule, PlanError> {
+    let schedule = if stage.scheduled {
+        let missing = || PlanError::Missing { stage: stage.name.clone(), op: stage.op.name().to_owned() };
+        plan.stages.get(&stage.name).ok_or_else(missing)?.clone()
+    } else {
+        Schedule::plain(&stage.op, cpu.lanes)
+    };
+    check(stage, &schedule, cpu)?;
+    Ok(schedule)
+}
+
+/// Checks every constraint of `schedule` for `stage` on `cpu`.
+pub fn check(stage: &Stage, schedule: &Schedule, cpu: &CpuFacts) -> Result<(), PlanError> {
+    let knobs = Knobs { stage: &stage.name, cpu };
+    match (&stage.op, schedule) {
+        (StageOp::Matmul { .. }, Schedule::Matmul(it)) => knobs.matmul("", it)?,
+        (StageOp::Mlp { .. }, Schedule::Mlp(it)) => knobs.mlp(it)?,
+        (StageOp::Attention { .. }, Schedule::Attention(it)) => knobs.attention(it)?,
+        (StageOp::LayerNorm { .. } | StageOp::RmsNorm { .. }, Schedule::Norm(NormSchedule { lanes, unroll }))
+        | (
+            StageOp::Rope { .. }
+            | StageOp::Activation { .. }
+            | StageOp::Add { .. }
+            | StageOp::Mul { .. }
+            | StageOp::Scale { .. },
+            Schedule::Elementwise(ElementwiseSchedule { lanes, unroll }),
+        ) => {
+            knobs.lanes("lanes", *lanes)?;
+            knobs.range("unroll", *unroll, 1, 8, "written-out copies of the loop body")?;
+        }
+        (op, schedule) => {
+            return Err(PlanError::WrongKind {
+                stage: stage.name.clone(),
+                op: op.name().to_owned(),
+                schedule: schedule.name().to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+struct Knobs<'a> {
+    stage: &'a str,
+    cpu: &'a CpuFacts,
+}
+
+impl Knobs<'_> {
+    fn violation(&self, knob: &str, value: impl ToString, rule: impl Into<String>) -> Violation {
+        Violation { stage: self.stage.to_owned(), knob: knob.to_owned(), value: value.to_string(), rule: rule.into() }
+    }
+
+    fn range(&self, knob: &str, value: usize, low: usize, high: usize, why: &str) -> Result<(), Violation> {
+        if (low..=high).contains(&value) {
+            return Ok(());
+        }
+        Err(self.violation(knob, value, format!("is outside {low}..={high} ({why})")))
+    }
+
+    fn multiple(&self, knob: &str, value: usize, of: &str, unit: usize) -> Result<(), Violation> {
+        if value > 0 && unit > 0 && value.is_multiple_of(unit) {
+            return Ok(());
+        }
+        Err(self.violation(knob, value, format!("is not a positive multiple of `{of}` = {unit}")))
+    }
+
+    fn lanes(&self, knob: &str, lanes: usize) -> Result<(), Violation> {
+        if !lanes.is_power_of_two() {
+            return Err(self.violation(knob, lanes, "is not a power of two: vectors have 1, 2, 4, 8 or 16 lanes"));
+        }
+        let why = format!("f32 lanes of the widest vector of {}", self.cpu.model);
+        self.range(knob, lanes, 1, self.cpu.lanes, &why)
+    }
+
+    /// The accumulators of an mr x nr tile, one row of B and one broadcast element of A must fit into the registers.
+    fn registers(&self, prefix: &str, mr: usize, nr: usize, lanes: usize) -> Result<(), Violation> {
+        let knob = format!("{prefix}mr");
+        self.range(&knob, mr, 1, 32, "rows of a register tile")?;
+        self.range(&format!("{prefix}nr"), nr, lanes, 32 * lanes, "columns of a register tile")?;
+        let (accumulators, row) = (mr * (nr / lanes), nr / lanes);
+        let needed = accumulators + row + 1;
+        if needed <= self.cpu.vector_registers {
+            return Ok(());
+        }
+        let rule = format!(
+            "with `{prefix}nr` = {nr} needs {needed} vector registers ({accumulators} accumulators, {row} for B, 1 for A): \
+             {} has {}",
+            self.cpu.model, self.cpu.vector_registers
+        );
+        Err(self.violation(&knob, mr, rule))
+    }
+
+    fn matmul(&self, prefix: &str, s: &MatmulSchedule) -> Result<(), Violation> {
+        let knob = |name: &str| format!("{prefix}{name}");
+        self.lanes(&knob("lanes"), s.lanes)?;
+        self.multiple(&knob("nr"), s.nr, &knob("lanes"), s.lanes)?;
+        self.registers(prefix, s.mr, s.nr, s.lanes)?;
+        self.multiple(&knob("mc"), s.mc, &knob("mr"), s.mr)?;
+        self.multiple(&knob("nc"), s.nc, &knob("nr"), s.nr)?;
+        self.range(&knob("kc"), s.kc, 1, 1 << 20, "depth of a cache block")?;
+        self.range(&knob("unroll"), s.unroll, 1, 16, "written-out steps of the depth loop")?;
+        if s.pack_a {
+            let (bytes, limit) = (s.mc * s.kc * 4, self.cpu.l2.max(self.cpu.l3));
+            if bytes > limit {
+                let rule =
+                    format!("with `{prefix}kc` = {} packs {bytes} bytes of A: the largest cache has {limit}", s.kc);
+                return Err(self.violation(&knob("mc"), s.mc, rule));
+            }
+        }
+        Ok(())
+    }
+
+    fn mlp(&self, s: &MlpSchedule) -> Result<(), Violation> {
+        self.matmul("up.", &s.up)?;
+        self.matmul("down.", &s.down)?;
+        self.multiple("row-block", s.row_block, "up.mr", s.up.mr)?;
+        if s.up.mr != s.down.mr {
+            return Err(self.violation(
+                "down.mr",
+                s.down.mr,
+                format!("is not `up.mr` = {}: both products walk the same row tiles", s.up.mr),
+            ));
+        }
+        if s.up.lanes != s.down.lanes {
+            return Err(self.violation("down.lanes", s.down.lanes, format!("is not `up.lanes` = {}", s.up.lanes)));
+        }
+        Ok(())
+    }
+
+    fn attention(&self, s: &AttentionSchedule) -> Result<(), Violation> {
+        self.lanes("lanes", s.lanes)?;
+        self.multiple("nr", s.nr, "lanes", s.lanes)?;
+        self.registers("", s.mr, s.nr, s.lanes)?;
+        self.multiple("row-block", s.row_block, "mr", s.mr)?;
+        self.range("row-block", s.row_block, 1, 4096, "rows of scores in cache")
+    }
+}

@@ -85,11 +85,12 @@ impl KeyParts {
     }
 }
 
-/// One line for a leaf: strings without quotes, everything else as JSON writes it.
+/// One line for a leaf: strings without quotes, floats as Rust writes them (`1e-5`), everything else as JSON does.
 fn text(value: &serde_json::Value) -> String {
     match value {
         serde_json::Value::String(text) => text.clone(),
         serde_json::Value::Array(items) => format!("[{}]", items.iter().map(text).collect::<Vec<_>>().join(", ")),
+        serde_json::Value::Number(number) if number.is_f64() => format!("{:?}", number.as_f64().unwrap_or(f64::NAN)),
         other => other.to_string(),
     }
 }

@@ -3,7 +3,7 @@
 //! What is not here: the wall clock (the tool kills a worker that is late) and any state between actions (an action reads
 //! its inputs from the store and leaves its outputs there, so a replaced worker has lost nothing).
 
-use crate::{codegen, device, ir, limits, measure, verify};
+use crate::{codegen, ir, limits, measure, run as run_kernel, verify};
 use kernelforge::{
     digest::Digest,
     plan::{Plan, kernel::Kernel, stage::StageGraph},
@@ -165,7 +165,7 @@ impl From<Failure> for Rejected {
 fn dispatch(action: &Action, cas: &Cas, allow_faults: bool) -> Result<Blobs, Rejected> {
     let inputs = Inputs { action, cas };
     match &action.kind {
-        ActionKind::Probe { cpu, threads } => Ok(one(blob::CEILINGS, json(&measure::probe(cpu, *threads)?)?)),
+        ActionKind::Probe { cpu, threads } => Ok(one(blob::CEILINGS, json(&measure::ceilings::probe(cpu, *threads)?)?)),
         ActionKind::Ir { name, block, passes, origins } => {
             let products = ir::build(name, block, passes, origins)?;
             Ok(Blobs::from([
@@ -207,17 +207,19 @@ fn dispatch(action: &Action, cas: &Cas, allow_faults: bool) -> Result<Blobs, Rej
         }
         ActionKind::Benchmark { cpu: _, threads, time_ms } => {
             let (object, kernel) = (inputs.bytes(blob::OBJECT)?, inputs.parse(blob::KERNEL)?);
-            Ok(one(blob::BENCHMARK, json(&measure::benchmark(&object, &kernel, *threads, *time_ms)?)?))
+            Ok(one(blob::BENCHMARK, json(&measure::benchmark::benchmark(&object, &kernel, *threads, *time_ms)?)?))
         }
-        ActionKind::BenchMatmul { m, n, k, threads, time_ms } => {
+        ActionKind::BenchMatmul { threads, time_ms } => {
             let (object, kernel) = (inputs.bytes(blob::OBJECT)?, inputs.parse(blob::KERNEL)?);
-            let benchmark = measure::bench_matmul(&object, &kernel, *m, *n, *k, *threads, *time_ms)?;
+            let benchmark = measure::matmul::bench_matmul(&object, &kernel, *threads, *time_ms)?;
             Ok(one(blob::BENCHMARK, json(&benchmark)?))
         }
-        ActionKind::Run { threads, seed, stages } => {
+        ActionKind::Run { block, threads, seed, stages } => {
             let (object, kernel) = (inputs.bytes(blob::OBJECT)?, inputs.parse(blob::KERNEL)?);
             let tensors = inputs.optional(blob::TENSORS)?;
-            Ok(one(blob::TENSORS, device::run(&object, &kernel, *threads, *seed, tensors.as_deref(), *stages)?))
+            let (tensors, threads, seed, stages) = (tensors.as_deref(), *threads, *seed, *stages);
+            let request = run_kernel::Request { object: &object, kernel, block, threads, seed, tensors, stages };
+            Ok(one(blob::TENSORS, run_kernel::run(request)?))
         }
         ActionKind::Fault { fault } if allow_faults => commit(*fault).map(|()| Blobs::new()).map_err(Into::into),
         ActionKind::Fault { .. } => {

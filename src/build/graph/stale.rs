@@ -90,12 +90,28 @@ impl fmt::Display for PartChange {
         let field = self.field();
         match (&self.old, &self.new) {
             (Some(_), Some(_)) if field == "recipe" => f.write_str("kforge itself changed (`recipe`)"),
-            (Some(old), Some(new)) => write!(f, "`{field}` changed from {old} to {new}"),
+            (Some(old), Some(new)) => match list_change(old, new) {
+                Some(change) => write!(f, "`{field}` changed: {change}"),
+                None => write!(f, "`{field}` changed from {old} to {new}"),
+            },
             (None, Some(new)) => write!(f, "`{field}` is new: {new}"),
             (Some(old), None) => write!(f, "`{field}` is gone, it was {old}"),
             (None, None) => write!(f, "`{field}` is unchanged"),
         }
     }
+}
+
+/// What two lists `[a, b]` differ in, `+c, -a`; nothing for other values and for lists that differ in order alone.
+fn list_change(old: &str, new: &str) -> Option<String> {
+    let items = |text: &str| -> Option<Vec<String>> {
+        let inner = text.strip_prefix('[')?.strip_suffix(']')?;
+        Some(inner.split(", ").filter(|it| !it.is_empty()).map(str::to_owned).collect())
+    };
+    let (old, new) = (items(old)?, items(new)?);
+    let gained = new.iter().filter(|it| !old.contains(it)).map(|it| format!("+{it}"));
+    let lost = old.iter().filter(|it| !new.contains(it)).map(|it| format!("-{it}"));
+    let changes: Vec<_> = gained.chain(lost).collect();
+    (!changes.is_empty()).then(|| changes.join(", "))
 }
 
 impl fmt::Display for InputChange {

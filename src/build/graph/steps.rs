@@ -10,6 +10,7 @@ use crate::{
     manifest::spec::{BlockSpec, Pass},
     protocol::{blob, recipe},
 };
+use serde::Serialize;
 use std::{collections::BTreeMap, sync::Arc};
 
 /// One block instance for one target: the unit that gets a row of steps.
@@ -124,6 +125,11 @@ fn params(kind: StepKind, recipe: &Digest, groups: &[&KeyParts]) -> KeyParts {
 /// The block's fields under the names that the manifest gives them (`block.d-model`, `block.norm-eps`), so that a stale
 /// reason names what a person edited.
 pub fn block_parts(spec: &BlockSpec) -> KeyParts {
+    serialized_block_parts(spec)
+}
+
+/// [`block_parts`] of anything that serialises like a block, so that a test can try values no block has.
+pub(super) fn serialized_block_parts(spec: &impl Serialize) -> KeyParts {
     let mut nested = KeyParts::new();
     nested.set_fields("block", spec);
     let mut parts = KeyParts::new();

@@ -1,1 +1,151 @@
+//! The graph against a naive model, and everything that people read of it as snapshots.
 
+mod keys;
+mod model;
+mod text;
+
+use super::{BlockTarget, Built, Graph, History, Outputs, Recorded, Rules, StepId, plan_build};
+use crate::{
+    digest::Digest,
+    host::CpuFacts,
+    manifest::spec::{Activation, AttentionSpec, BlockSpec, Dtype, MlpSpec, NormKind, NormSpec, Pass, RowsSpec},
+};
+use std::collections::{BTreeMap, HashMap};
+
+/// A history in maps, with the same meaning as the store.
+#[derive(Default, Clone)]
+pub struct Past {
+    pub records: HashMap<Digest, Built>,
+    pub steps: HashMap<String, (Digest, Option<Digest>)>,
+    pub damaged: HashMap<Digest, super::Damage>,
+}
+
+impl Past {
+    pub fn record(&mut self, step: &str, parts: super::KeyParts, outputs: Outputs) {
+        let key = parts.key();
+        self.records.insert(key, Built { key, parts, outputs });
+        self.current(step, key);
+    }
+
+    pub fn current(&mut self, step: &str, key: Digest) {
+        match self.steps.get_mut(step) {
+            Some((latest, _)) if *latest == key => {}
+            Some((latest, before)) => *before = Some(std::mem::replace(latest, key)),
+            None => drop(self.steps.insert(step.to_owned(), (key, None))),
+        }
+    }
+}
+
+impl History for Past {
+    fn recorded(&self, key: &Digest) -> Recorded {
+        let Some(built) = self.records.get(key) else { return Recorded::Absent };
+        let damaged = built.outputs.iter().find_map(|(name, blob)| Some((name, blob, *self.damaged.get(blob)?)));
+        match damaged {
+            Some((output, &blob, damage)) => Recorded::Damaged { output: output.clone(), blob, damage },
+            None => Recorded::Intact(built.outputs.clone()),
+        }
+    }
+
+    fn latest(&self, step: &str) -> Option<Built> {
+        self.records.get(&self.steps.get(step)?.0).cloned()
+    }
+
+    fn before(&self, step: &str) -> Option<Built> {
+        self.records.get(&self.steps.get(step)?.1?).cloned()
+    }
+}
+
+/// Runs what must run, as the engine does: a stale step's outputs come from `run`. Returns the steps that ran.
+pub fn build(graph: &Graph, past: &mut Past, run: impl Fn(&super::Step, &super::KeyParts) -> Outputs) -> Vec<StepId> {
+    let mut outputs: BTreeMap<StepId, Outputs> = BTreeMap::new();
+    let mut ran = Vec::new();
+    for step in graph.steps() {
+        let made = match graph.decide(step.id, |it| outputs.get(&it), past, false) {
+            super::Decision::UpToDate { key, outputs } => {
+                past.current(step.identity(), key);
+                outputs
+            }
+            super::Decision::Stale { parts, .. } => {
+                let made = run(step, &parts);
+                for blob in made.values() {
+                    past.damaged.remove(blob);
+                }
+                past.record(step.identity(), parts, made.clone());
+                ran.push(step.id);
+                made
+            }
+            super::Decision::Unknown { .. } => panic!("`{}` was reached before its inputs", step.identity()),
+        };
+        outputs.insert(step.id, made);
+    }
+    ran
+}
+
+/// What a step would make if every part of its key decided every output, minus the parts in `ignored`.
+pub fn outputs(step: &super::Step, parts: &super::KeyParts, ignored: &[&str]) -> Outputs {
+    use super::StepKind::*;
+    let names: &[&str] = match step.kind {
+        Probe => &["ceilings"],
+        Ir => &["module", "optimized", "stages", "passes"],
+        Plan => &["plan"],
+        Compile => &["object", "kernel", "lowered"],
+        Verify => &["verdict"],
+        Benchmark => &["benchmark"],
+        Report => &["report"],
+    };
+    let read: super::KeyParts = parts.iter().filter(|it| !ignored.contains(&it.0)).collect();
+    names.iter().map(|name| ((*name).to_owned(), read.clone().with("output", name).key())).collect()
+}
+
+pub fn transformer() -> BlockSpec {
+    BlockSpec::Transformer {
+        rows: RowsSpec { batch: 1, seq: 128 },
+        attention: AttentionSpec {
+            d_model: 768,
+            heads: 12,
+            kv_heads: 12,
+            head_dim: 64,
+            qkv_bias: true,
+            out_bias: true,
+            causal: true,
+            rope_theta: 0.0,
+        },
+        norm: NormSpec { kind: NormKind::LayerNorm, eps: 1e-5 },
+        mlp: MlpSpec { d_model: 768, d_ff: 3072, activation: Activation::GeluTanh, gated: false, bias: true },
+        dtype: Dtype::F32,
+    }
+}
+
+pub fn block(name: &str, spec: BlockSpec) -> BlockTarget {
+    BlockTarget {
+        name: name.to_owned(),
+        spec,
+        passes: Pass::ALL.to_vec(),
+        strategy: "heuristic".to_owned(),
+        target: "cpu".to_owned(),
+        threads: 1,
+    }
+}
+
+pub fn cpu() -> CpuFacts {
+    CpuFacts {
+        arch: "x86_64".to_owned(),
+        model: "Test CPU (family 1 model 2 stepping 3)".to_owned(),
+        isa: vec!["avx2".to_owned(), "fma".to_owned()],
+        lanes: 8,
+        vector_registers: 16,
+        l1d: 32 << 10,
+        l2: 1 << 20,
+        l3: 32 << 20,
+        cores: 4,
+    }
+}
+
+pub fn graph(blocks: &[BlockTarget]) -> Graph {
+    plan_build(blocks, &cpu(), &Rules::default())
+}
+
+/// Identities of the steps that ran.
+pub fn names(graph: &Graph, ran: &[StepId]) -> Vec<String> {
+    ran.iter().map(|it| graph.step(*it).identity().to_owned()).collect()
+}

@@ -1,6 +1,9 @@
 //! Follows a stale step, or the last rebuild of one that is up to date, to the fields that were edited.
 
-use super::{Built, Decision, Graph, History, StaleReason, StepId, stale::explain};
+use super::{
+    Built, Decision, Graph, History, KeyParts, StaleReason, StepId,
+    stale::{INPUT, InputChange, explain},
+};
 use serde::Serialize;
 use std::{collections::VecDeque, fmt};
 
@@ -42,50 +45,59 @@ pub fn why(graph: &Graph, step: StepId, decisions: &[Decision], history: &impl H
         Decision::Unknown { .. } => State::MayBeStale,
     };
     let chains = search(graph, step, |id| match (state, &decisions[id.index()]) {
-        (State::UpToDate, _) => last_rebuild(graph, id, history),
-        (_, Decision::UpToDate { .. }) => Cause::None,
-        (_, Decision::Unknown { waits_for }) => Cause::Upstream(waits_for.clone()),
-        (_, Decision::Stale { reason, .. }) => match reason {
-            // Inputs that changed although their steps are up to date: those steps ran, and their last rebuild is the cause.
-            StaleReason::InputsChanged { .. } => changed_upstream(graph, id, reason, history),
-            _ => Cause::Here(reason.clone()),
-        },
+        // Also reached from a stale step whose inputs changed before it: their steps ran in a build that stopped there.
+        (State::UpToDate, _) | (_, Decision::UpToDate { .. }) => last_rebuild(graph, id, history),
+        (_, Decision::Unknown { waits_for }) => {
+            Cause { here: own_change(graph, id, history), upstream: waits_for.clone() }
+        }
+        (_, Decision::Stale { reason, .. }) => changed_upstream(graph, id, reason.clone(), history),
     });
     Why { step: graph.step(step).identity().to_owned(), state, chains }
 }
 
-enum Cause {
-    None,
-    Here(StaleReason),
-    Upstream(Vec<StepId>),
+/// Where a step's staleness comes from: itself, steps that it reads, or both.
+#[derive(Default)]
+struct Cause {
+    here: Option<StaleReason>,
+    upstream: Vec<StepId>,
+}
+
+/// What is known of a step whose inputs are not: that its own parameters are others than at its last success.
+fn own_change(graph: &Graph, id: StepId, history: &impl History) -> Option<StaleReason> {
+    let step = graph.step(id);
+    let latest = history.latest(step.identity())?;
+    let before: KeyParts = latest.parts.iter().filter(|it| !it.0.starts_with(INPUT)).collect();
+    match explain(Some(&before), &step.params) {
+        StaleReason::RecordLost => None, // equal
+        reason => Some(reason),
+    }
 }
 
 /// Why the step ran last: the parts of its last success against those of the success before.
 fn last_rebuild(graph: &Graph, id: StepId, history: &impl History) -> Cause {
     let identity = graph.step(id).identity();
-    let Some(latest) = history.latest(identity) else { return Cause::None };
+    let Some(latest) = history.latest(identity) else { return Cause::default() };
     let before = history.before(identity);
-    match explain(before.as_ref().map(|it| &it.parts), &latest.parts) {
-        reason @ StaleReason::InputsChanged { .. } => changed_upstream(graph, id, &reason, history),
-        reason => Cause::Here(reason),
-    }
+    changed_upstream(graph, id, explain(before.as_ref().map(|it| &it.parts), &latest.parts), history)
 }
 
-/// The steps whose last rebuild made the change that `reason` tells of; the reason itself if none of them did.
-fn changed_upstream(graph: &Graph, id: StepId, reason: &StaleReason, history: &impl History) -> Cause {
-    let StaleReason::InputsChanged { inputs } = reason else { return Cause::Here(reason.clone()) };
-    let made_by = |change: &super::stale::InputChange| {
-        let part = format!("{}{}.{}", super::stale::INPUT, change.from, change.input);
+/// If inputs changed, the steps whose last rebuild changed them; else, or if that was no step's last rebuild, the reason itself.
+fn changed_upstream(graph: &Graph, id: StepId, reason: StaleReason, history: &impl History) -> Cause {
+    let StaleReason::InputsChanged { inputs } = &reason else {
+        return Cause { here: Some(reason), upstream: Vec::new() };
+    };
+    let made_by = |change: &InputChange| {
+        let part = format!("{INPUT}{}.{}", change.from, change.input);
         let step = graph.step(id).inputs.iter().find(|it| *it.part == *part)?.step;
         let identity = graph.step(step).identity();
         let made = |built: Option<Built>| built?.outputs.get(&change.input).map(ToString::to_string);
-        // An upstream step that ran more often than this one may have made the change in an earlier run than its last.
+        // A step that ran more often than this one may have made the change in an earlier run than its last.
         (made(history.latest(identity)) == change.new && made(history.before(identity)) == change.old).then_some(step)
     };
-    let mut steps: Vec<_> = inputs.iter().filter_map(made_by).collect();
-    steps.sort();
-    steps.dedup();
-    if steps.is_empty() { Cause::Here(reason.clone()) } else { Cause::Upstream(steps) }
+    let mut upstream: Vec<_> = inputs.iter().filter_map(made_by).collect();
+    upstream.sort();
+    upstream.dedup();
+    Cause { here: upstream.is_empty().then_some(reason), upstream }
 }
 
 /// Breadth first, so that each cause is told by its shortest chain and only once.
@@ -94,16 +106,12 @@ fn search(graph: &Graph, start: StepId, cause_of: impl Fn(StepId) -> Cause) -> V
     let mut queue = VecDeque::from([start]);
     let mut chains = Vec::new();
     while let Some(id) = queue.pop_front() {
-        match cause_of(id) {
-            Cause::None => {}
-            Cause::Here(reason) => chains.push(chain(graph, id, &reached_from, reason)),
-            Cause::Upstream(steps) => {
-                for step in steps {
-                    if step != start && reached_from[step.index()].is_none() {
-                        reached_from[step.index()] = Some(id);
-                        queue.push_back(step);
-                    }
-                }
+        let Cause { here, upstream } = cause_of(id);
+        chains.extend(here.map(|reason| chain(graph, id, &reached_from, reason)));
+        for step in upstream {
+            if step != start && reached_from[step.index()].is_none() {
+                reached_from[step.index()] = Some(id);
+                queue.push_back(step);
             }
         }
     }
@@ -130,26 +138,23 @@ fn chain(graph: &Graph, end: StepId, reached_from: &[Option<StepId>], reason: St
 
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (state, verb) = match self.state {
-            State::UpToDate => ("up to date", "ran last because "),
-            State::Stale => ("stale", ""),
-            State::MayBeStale => ("may be stale", ""),
+        let new = |chain: &Vec<Link>| chain.iter().any(|it| it.reason == Some(StaleReason::NeverBuilt));
+        let state = match self.state {
+            State::UpToDate if self.chains.iter().any(new) => "up to date; ran once, when it was new",
+            State::UpToDate if self.chains.is_empty() => "up to date",
+            State::UpToDate => "up to date; ran last because",
+            State::Stale => "stale",
+            State::MayBeStale => "may be stale",
         };
-        let first = self.chains.iter().all(|it| it.iter().all(|link| link.reason != Some(StaleReason::NeverBuilt)));
         write!(f, "`{}`: {state}", self.step)?;
-        for chain in &self.chains {
+        for chain in self.chains.iter().filter(|it| self.state != State::UpToDate || !new(it)) {
             for (depth, link) in chain.iter().enumerate() {
-                let indent = "  ".repeat(depth + 1);
                 if depth > 0 {
                     let reads = link.reads.iter().map(|it| format!("`{it}`")).collect::<Vec<_>>().join(", ");
                     write!(f, "\n{}reads {reads} of `{}`", "  ".repeat(depth), link.step)?;
                 }
-                match &link.reason {
-                    Some(StaleReason::NeverBuilt) if self.state == State::UpToDate => {
-                        write!(f, "\n{indent}ran once, when it was new")?;
-                    }
-                    Some(reason) => write!(f, "\n{indent}{}{reason}", if first && depth == 0 { verb } else { "" })?,
-                    None => {}
+                if let Some(reason) = &link.reason {
+                    write!(f, "\n{}{reason}", "  ".repeat(depth + 1))?;
                 }
             }
         }

@@ -1,1 +1,8 @@
-//! .
+//! Measures: what a kernel takes ([`benchmark`]), what the hand-written matrix products take beside it ([`matmul`]), and
+//! what the machine can do at best ([`probe`](ceilings::probe)). Nothing here judges results or chooses between kernels.
+
+pub mod benchmark;
+pub mod ceilings;
+pub mod matmul;
+pub mod sampling;
+pub mod stats;

@@ -1,0 +1,389 @@
+//! What people and programs read: snapshots of every reason, of `why`, and of the drawings.
+
+use super::{Past, block, build, graph, outputs, transformer};
+use crate::{
+    build::graph::{
+        BlockTarget, Damage, KeyParts, StaleReason, Step,
+        output::{dot, json, mermaid, status},
+        stale::explain,
+        why::why,
+    },
+    digest::Digest,
+    manifest::spec::{BlockSpec, Pass},
+};
+
+fn run(step: &Step, parts: &KeyParts) -> super::Outputs {
+    outputs(step, parts, &[])
+}
+
+fn blocks() -> Vec<BlockTarget> {
+    vec![block("gpt2", transformer())]
+}
+
+fn with_eps(eps: f64) -> Vec<BlockTarget> {
+    let mut blocks = blocks();
+    if let BlockSpec::Transformer { norm, .. } = &mut blocks[0].spec {
+        norm.eps = eps;
+    }
+    blocks
+}
+
+/// What `why` says about a step when these blocks are in the manifest.
+fn told(blocks: &[BlockTarget], past: &Past, step: &str) -> String {
+    let graph = graph(blocks);
+    let status = graph.status(past, |_| false);
+    why(&graph, graph.find(step).unwrap(), &status, past).to_string()
+}
+
+#[test]
+fn every_reason_is_one_line() {
+    let parts = |text: &str| -> KeyParts { text.split_whitespace().filter_map(|it| it.split_once('=')).collect() };
+    let old = parts("step=compile recipe=aaa block.norm-eps=1e-5 block.seq=1 gone=x input.ir.stages=0123456789abcdef");
+    let reasons = [
+        explain(None, &old),
+        explain(Some(&old), &old),
+        explain(Some(&old), &parts("step=compile recipe=aaa block.norm-eps=1e-6 block.seq=1 gone=x input.ir.stages=f")),
+        explain(
+            Some(&old),
+            &parts("step=compile recipe=bbb block.norm-eps=1e-5 block.seq=8 new=y input.ir.stages=0123456789abcdef"),
+        ),
+        explain(
+            Some(&old),
+            &parts("step=compile recipe=aaa block.norm-eps=1e-5 block.seq=1 gone=x input.ir.stages=fedcba9876543210"),
+        ),
+        explain(
+            Some(&old),
+            &parts("step=compile recipe=aaa block.norm-eps=1e-5 block.seq=1 gone=x input.plan.plan=fedcba9876543210"),
+        ),
+        StaleReason::OutputDamaged { output: "object".into(), blob: Digest::of(b"x"), damage: Damage::Missing },
+        StaleReason::OutputDamaged { output: "object".into(), blob: Digest::of(b"x"), damage: Damage::Corrupt },
+        StaleReason::Forced,
+        StaleReason::UpstreamFailed { step: "gpt2@cpu:compile".into() },
+    ];
+    for reason in &reasons {
+        let text = serde_json::to_string(reason).unwrap();
+        assert_eq!(&serde_json::from_str::<StaleReason>(&text).unwrap(), reason, "survives its JSON");
+        assert!(!reason.to_string().contains('\n'));
+    }
+    let lines: Vec<_> = reasons.iter().map(ToString::to_string).collect();
+    insta::assert_snapshot!(lines.join("\n"), @r"
+    never built
+    the record of its last success is gone
+    `norm-eps` changed from 1e-5 to 1e-6
+    `seq` changed from 1 to 8; `gone` is gone, it was x; `new` is new: y; kforge itself changed (`recipe`)
+    `stages` of `ir` changed from 0123456789ab to fedcba987654
+    `stages` of `ir` changed from 0123456789ab to nothing; `plan` of `plan` changed from nothing to fedcba987654
+    output `object` is missing (blob 3ae7d805f678)
+    output `object` is corrupt (blob 3ae7d805f678)
+    forced
+    `gpt2@cpu:compile` failed
+    ");
+}
+
+#[test]
+fn a_reason_in_json_has_every_field() {
+    let old: KeyParts = [("block.seq", "1")].into_iter().collect();
+    let new: KeyParts = [("block.seq", "8")].into_iter().collect();
+    insta::assert_snapshot!(serde_json::to_string(&explain(Some(&old), &new)).unwrap(), @r#"{"reason":"changed","parts":[{"name":"block.seq","old":"1","new":"8"}]}"#);
+}
+
+#[test]
+fn why_names_the_edited_field_through_the_steps_between() {
+    let mut past = Past::default();
+    build(&graph(&blocks()), &mut past, run);
+    let text =
+        ["ir", "compile", "report"].map(|it| told(&with_eps(1e-6), &past, &format!("gpt2@cpu:{it}"))).join("\n\n");
+    insta::assert_snapshot!(text, @r"
+    `gpt2@cpu:ir`: stale
+      `norm-eps` changed from 1e-5 to 1e-6
+
+    `gpt2@cpu:compile`: may be stale
+      reads `stages` of `gpt2@cpu:ir`
+        `norm-eps` changed from 1e-5 to 1e-6
+
+    `gpt2@cpu:report`: may be stale
+      `norm-eps` changed from 1e-5 to 1e-6
+      reads `passes`, `stages` of `gpt2@cpu:ir`
+        `norm-eps` changed from 1e-5 to 1e-6
+      reads `verdict` of `gpt2@cpu:verify`
+        `norm-eps` changed from 1e-5 to 1e-6
+    ");
+}
+
+#[test]
+fn why_tells_of_the_last_rebuild_once_all_is_up_to_date() {
+    let mut past = Past::default();
+    build(&graph(&blocks()), &mut past, run);
+    build(&graph(&with_eps(1e-6)), &mut past, run);
+    let text =
+        ["gpt2@cpu:ir", "gpt2@cpu:benchmark", "@cpu:probe"].map(|it| told(&with_eps(1e-6), &past, it)).join("\n\n");
+    insta::assert_snapshot!(text, @r"
+    `gpt2@cpu:ir`: up to date; ran last because
+      `norm-eps` changed from 1e-5 to 1e-6
+
+    `gpt2@cpu:benchmark`: up to date; ran last because
+      reads `object`, `kernel` of `gpt2@cpu:compile`
+        reads `stages` of `gpt2@cpu:ir`
+          `norm-eps` changed from 1e-5 to 1e-6
+
+    `@cpu:probe`: up to date; ran once, when it was new
+    ");
+}
+
+#[test]
+fn why_tells_each_of_several_causes() {
+    let mut past = Past::default();
+    build(&graph(&blocks()), &mut past, run);
+    let mut edited = with_eps(1e-6);
+    edited[0].strategy = "random".to_owned();
+    edited[0].passes = vec![Pass::TileMatmul];
+    let plan = past.latest_output("gpt2@cpu:plan", "plan");
+    past.damaged.insert(plan, Damage::Corrupt);
+    let text = ["gpt2@cpu:compile", "gpt2@cpu:plan"].map(|it| told(&edited, &past, it)).join("\n\n");
+    insta::assert_snapshot!(text, @r"
+    `gpt2@cpu:compile`: may be stale
+      reads `stages` of `gpt2@cpu:ir`
+        `norm-eps` changed from 1e-5 to 1e-6; `passes` changed: -fold-constants, -fuse-matmul-activation, -fuse-mlp-block, -eliminate-dead-ops, -vectorize-layernorm
+      reads `plan` of `gpt2@cpu:plan`
+        `strategy` changed from heuristic to random
+
+    `gpt2@cpu:plan`: may be stale
+      `strategy` changed from heuristic to random
+      reads `stages` of `gpt2@cpu:ir`
+        `norm-eps` changed from 1e-5 to 1e-6; `passes` changed: -fold-constants, -fuse-matmul-activation, -fuse-mlp-block, -eliminate-dead-ops, -vectorize-layernorm
+    ");
+    insta::assert_snapshot!(told(&blocks(), &past, "gpt2@cpu:verify"), @r"
+    `gpt2@cpu:verify`: may be stale
+      reads `plan` of `gpt2@cpu:plan`
+        output `plan` is corrupt (blob fb67f9830565)
+    ");
+}
+
+#[test]
+fn why_of_a_block_that_was_never_built() {
+    insta::assert_snapshot!(told(&blocks(), &Past::default(), "gpt2@cpu:verify"), @r"
+    `gpt2@cpu:verify`: may be stale
+      reads `plan` of `gpt2@cpu:plan`
+        reads `stages` of `gpt2@cpu:ir`
+          never built
+    ");
+}
+
+/// A failed build leaves steps that were built and steps that were not.
+#[test]
+fn why_after_a_build_that_stopped_on_the_way() {
+    let mut past = Past::default();
+    build(&graph(&blocks()), &mut past, run);
+    let mut later = past.clone();
+    build(&graph(&with_eps(1e-6)), &mut later, run);
+    for kind in ["compile", "verify", "benchmark", "report"] {
+        let step = format!("gpt2@cpu:{kind}");
+        let dropped = later.steps.insert(step.clone(), past.steps[&step]).unwrap().0;
+        later.records.remove(&dropped);
+    }
+    let text = ["gpt2@cpu:compile", "gpt2@cpu:verify"].map(|it| told(&with_eps(1e-6), &later, it)).join("\n\n");
+    insta::assert_snapshot!(text, @r"
+    `gpt2@cpu:compile`: stale
+      reads `stages` of `gpt2@cpu:ir`
+        `norm-eps` changed from 1e-5 to 1e-6
+
+    `gpt2@cpu:verify`: may be stale
+      `norm-eps` changed from 1e-5 to 1e-6
+      reads `object`, `kernel` of `gpt2@cpu:compile`
+        reads `stages` of `gpt2@cpu:ir`
+          `norm-eps` changed from 1e-5 to 1e-6
+    ");
+}
+
+#[test]
+fn why_in_json() {
+    let mut past = Past::default();
+    build(&graph(&blocks()), &mut past, run);
+    let graph = graph(&with_eps(1e-6));
+    let status = graph.status(&past, |_| false);
+    let why = why(&graph, graph.find("gpt2@cpu:plan").unwrap(), &status, &past);
+    insta::assert_snapshot!(serde_json::to_string_pretty(&why).unwrap(), @r#"
+    {
+      "step": "gpt2@cpu:plan",
+      "state": "may-be-stale",
+      "chains": [
+        [
+          {
+            "step": "gpt2@cpu:plan",
+            "reads": [],
+            "reason": null
+          },
+          {
+            "step": "gpt2@cpu:ir",
+            "reads": [
+              "stages"
+            ],
+            "reason": {
+              "reason": "changed",
+              "parts": [
+                {
+                  "name": "block.norm-eps",
+                  "old": "1e-5",
+                  "new": "1e-6"
+                }
+              ]
+            }
+          }
+        ]
+      ]
+    }
+    "#);
+}
+
+#[test]
+fn the_graph_as_dot() {
+    let mut past = Past::default();
+    build(&graph(&blocks()), &mut past, run);
+    insta::assert_snapshot!(dot(&graph(&blocks()), None), @r#"
+    digraph kforge {
+      rankdir=LR;
+      node [shape=box, style=filled, fillcolor=white];
+      subgraph cluster_0 {
+        label="@cpu";
+        s0 [label="probe"];
+      }
+      subgraph cluster_1 {
+        label="gpt2@cpu";
+        s1 [label="ir"];
+        s2 [label="plan"];
+        s3 [label="compile"];
+        s4 [label="verify"];
+        s5 [label="benchmark"];
+        s6 [label="report"];
+      }
+      s1 -> s2 [label="stages"];
+      s1 -> s3 [label="stages"];
+      s2 -> s3 [label="plan"];
+      s2 -> s4 [label="plan"];
+      s3 -> s4 [label="object, kernel"];
+      s3 -> s5 [label="object, kernel"];
+      s4 -> s5 [style=dashed];
+      s0 -> s6 [label="ceilings"];
+      s1 -> s6 [label="passes, stages"];
+      s2 -> s6 [label="plan"];
+      s4 -> s6 [label="verdict"];
+      s5 -> s6 [label="benchmark"];
+    }
+    "#);
+    let graph = graph(&with_eps(1e-6));
+    let coloured = dot(&graph, Some(&graph.status(&past, |_| false)));
+    let nodes: Vec<_> = coloured.lines().filter(|it| it.contains("fillcolor=") && !it.contains("node")).collect();
+    insta::assert_snapshot!(nodes.join("\n"), @r#"
+    s0 [label="probe", fillcolor=palegreen];
+    s1 [label="ir", fillcolor=salmon];
+    s2 [label="plan", fillcolor=khaki];
+    s3 [label="compile", fillcolor=khaki];
+    s4 [label="verify", fillcolor=khaki];
+    s5 [label="benchmark", fillcolor=khaki];
+    s6 [label="report", fillcolor=khaki];
+    "#);
+}
+
+#[test]
+fn the_graph_as_mermaid() {
+    let graph = graph(&blocks());
+    let status = graph.status(&Past::default(), |_| false);
+    insta::assert_snapshot!(mermaid(&graph, Some(&status)), @r#"
+    flowchart LR
+      subgraph c0["@cpu"]
+        s0[probe]
+      end
+      subgraph c1["gpt2@cpu"]
+        s1[ir]
+        s2[plan]
+        s3[compile]
+        s4[verify]
+        s5[benchmark]
+        s6[report]
+      end
+      s1 -- "stages" --> s2
+      s1 -- "stages" --> s3
+      s2 -- "plan" --> s3
+      s2 -- "plan" --> s4
+      s3 -- "object, kernel" --> s4
+      s3 -- "object, kernel" --> s5
+      s4 -.-> s5
+      s0 -- "ceilings" --> s6
+      s1 -- "passes, stages" --> s6
+      s2 -- "plan" --> s6
+      s4 -- "verdict" --> s6
+      s5 -- "benchmark" --> s6
+      style s0 fill:salmon
+      style s1 fill:salmon
+      style s2 fill:khaki
+      style s3 fill:khaki
+      style s4 fill:khaki
+      style s5 fill:khaki
+      style s6 fill:khaki
+    "#);
+}
+
+#[test]
+fn the_graph_as_json() {
+    let mut past = Past::default();
+    build(&graph(&blocks()), &mut past, run);
+    let graph = graph(&with_eps(1e-6));
+    let decisions = graph.status(&past, |_| false);
+    let text = json(&graph, Some(&decisions));
+    let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for (step, decision) in value["steps"].as_array().unwrap().iter().zip(&decisions) {
+        assert_eq!(step["status"], status(decision));
+    }
+    assert_eq!(value["steps"].as_array().unwrap().len(), graph.len());
+    let mut plan = value["steps"][2].take();
+    assert_eq!(plan["params"]["recipe"].as_str().unwrap().len(), 64);
+    plan["params"]["recipe"] = "RECIPE".into();
+    insta::assert_snapshot!(format!("{plan:#}"), @r#"
+    {
+      "block": "gpt2",
+      "class": "search",
+      "deps": [
+        1
+      ],
+      "id": 2,
+      "inputs": [
+        {
+          "name": "stages",
+          "step": 1
+        }
+      ],
+      "kind": "plan",
+      "params": {
+        "cpu.arch": "x86_64",
+        "cpu.cores": "4",
+        "cpu.isa": "[avx2, fma]",
+        "cpu.l1d": "32768",
+        "cpu.l2": "1048576",
+        "cpu.l3": "33554432",
+        "cpu.lanes": "8",
+        "cpu.vector-registers": "16",
+        "name": "gpt2",
+        "recipe": "RECIPE",
+        "step": "plan",
+        "strategy": "heuristic",
+        "target": "cpu",
+        "threads": "1"
+      },
+      "status": {
+        "state": "may-be-stale",
+        "waits-for": [
+          1
+        ]
+      },
+      "step": "gpt2@cpu:plan",
+      "target": "cpu",
+      "threads": 1
+    }
+    "#);
+}
+
+impl Past {
+    fn latest_output(&self, step: &str, output: &str) -> Digest {
+        self.records[&self.steps[step].0].outputs[output]
+    }
+}

@@ -1,0 +1,165 @@
+//! The analytic proposer: schedules from shapes, vector registers and cache sizes alone, without a trial.
+//!
+//! The register tile has as many accumulators as the registers hold beside one row of B and one element of A, nearly square
+//! in elements moved: 8x48 with 32 registers of 16 lanes, 6x16 with 16 of 8. Depth and rows of a cache block keep B's panel
+//! and A's block in L2 together. Weights are packed ahead.
+
+use crate::{
+    host::CpuFacts,
+    plan::{
+        schedule::{
+            AttentionSchedule, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, PackB, Schedule, Split,
+            TileOrder,
+        },
+        stage::{StageGraph, StageOp},
+    },
+};
+use std::collections::BTreeMap;
+
+/// Rows of A in a cache block: with a depth of 1024, half of a 1 MiB L2.
+const BLOCK_ROWS: usize = 128;
+/// Steps of the depth loop written out: the loop's own instructions then cost under 2 %.
+const UNROLL: usize = 4;
+
+/// A schedule for every stage that a pass asked one for, by stage name.
+pub fn propose(graph: &StageGraph, cpu: &CpuFacts) -> BTreeMap<String, Schedule> {
+    let scheduled = graph.stages.iter().filter(|it| it.scheduled);
+    scheduled.map(|it| (it.name.clone(), schedule(&it.op, cpu))).collect()
+}
+
+fn schedule(op: &StageOp, cpu: &CpuFacts) -> Schedule {
+    let lanes = cpu.lanes;
+    match *op {
+        StageOp::Matmul { m, n, k, .. } => Schedule::Matmul(matmul(m, n, k, cpu)),
+        StageOp::Mlp { rows, d_model, d_ff, gated, .. } => {
+            let (up, down) = (matmul(rows, d_ff, d_model, cpu), matmul(rows, d_model, d_ff, cpu));
+            // Every row block reads all weights again, so it is as large as a quarter of the last cache lets the hidden rows be.
+            let row_bytes = d_ff * 4 * if gated { 2 } else { 1 };
+            let fitting = (cpu.l3.max(cpu.l2) / 4 / row_bytes).max(BLOCK_ROWS);
+            let row_block = rows.min(fitting).next_multiple_of(up.mr);
+            Schedule::Mlp(MlpSchedule { row_block, up, down })
+        }
+        StageOp::Attention { seq, head_dim, .. } => Schedule::Attention(attention(seq, head_dim, cpu)),
+        StageOp::LayerNorm { width, .. } | StageOp::RmsNorm { width, .. } => {
+            Schedule::Norm(NormSchedule { lanes, unroll: (width / lanes).clamp(1, 4) })
+        }
+        StageOp::Rope { .. }
+        | StageOp::Activation { .. }
+        | StageOp::Add { .. }
+        | StageOp::Mul { .. }
+        | StageOp::Scale { .. } => Schedule::Elementwise(ElementwiseSchedule { lanes, unroll: 4 }),
+    }
+}
+
+/// Rows and vectors of the register tile for up to `m` rows and `n` columns.
+fn tile(m: usize, n: usize, cpu: &CpuFacts) -> (usize, usize) {
+    let (rows, vectors) = if cpu.vector_registers >= 32 { (8, 3) } else { (6, 2) };
+    let available = n.div_ceil(cpu.lanes);
+    if m >= rows {
+        return (rows, vectors.min(available));
+    }
+    // Few rows: wider tiles keep enough independent accumulators to hide the latency of a fused multiply-add.
+    let widest = (cpu.vector_registers - 1) / (m + 1);
+    (m, widest.clamp(1, 4).min(available))
+}
+
+fn matmul(m: usize, n: usize, k: usize, cpu: &CpuFacts) -> MatmulSchedule {
+    let (mr, vectors) = tile(m, n, cpu);
+    let nr = vectors * cpu.lanes;
+    // Depth: B's panel and A's block fill three quarters of L2; equal blocks, so that none is short.
+    let deepest = (cpu.l2 * 3 / 4 / 4 / (BLOCK_ROWS + nr)).clamp(128, 1024);
+    let blocks = k.div_ceil(deepest);
+    let kc = k.div_ceil(blocks).next_multiple_of(UNROLL);
+    MatmulSchedule {
+        mr,
+        nr,
+        lanes: cpu.lanes,
+        mc: (BLOCK_ROWS / mr).max(1) * mr,
+        nc: n.next_multiple_of(nr),
+        kc,
+        unroll: UNROLL,
+        order: TileOrder::ColumnsOutside,
+        pack_a: false,
+        pack_b: PackB::Ahead,
+        split: Split::Columns,
+    }
+}
+
+fn attention(seq: usize, head_dim: usize, cpu: &CpuFacts) -> AttentionSchedule {
+    // The second product has head_dim columns: a tile that divides them leaves no narrow tail.
+    let (rows, vectors) = if cpu.vector_registers < 32 {
+        (6, 2)
+    } else if head_dim.is_multiple_of(4 * cpu.lanes) {
+        (6, 4)
+    } else {
+        (8, 3)
+    };
+    let (mr, vectors) = (rows.min(seq), vectors.min(head_dim.div_ceil(cpu.lanes)));
+    // A block of scores takes a quarter of L2.
+    let fitting = (cpu.l2 / 4 / 4 / seq.next_multiple_of(16)).clamp(mr, 64);
+    AttentionSchedule { row_block: fitting / mr * mr, mr, nr: vectors * cpu.lanes, lanes: cpu.lanes }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{
+        constraint,
+        stage::{Stage, TensorId},
+    };
+    use proptest::prelude::*;
+
+    fn cpu(lanes: usize, vector_registers: usize, l2: usize) -> CpuFacts {
+        CpuFacts { lanes, vector_registers, l2, ..CpuFacts::detect() }
+    }
+
+    fn ops() -> impl Strategy<Value = StageOp> {
+        let size = 1usize..5000;
+        prop_oneof![
+            (size.clone(), size.clone(), size.clone()).prop_map(|(m, n, k)| StageOp::Matmul {
+                m,
+                n,
+                k,
+                bias: false,
+                activation: None,
+                residual: false
+            }),
+            (1usize..4000, 1usize..300).prop_map(|(seq, head_dim)| StageOp::Attention {
+                batch: 1,
+                seq,
+                heads: 2,
+                kv_heads: 1,
+                head_dim,
+                causal: true,
+                scale: 1.0
+            }),
+            (size.clone(), size.clone(), size.clone(), any::<bool>()).prop_map(|(rows, d_model, d_ff, gated)| {
+                let activation = crate::manifest::spec::Activation::Silu;
+                StageOp::Mlp { rows, d_model, d_ff, activation, gated, bias: true, residual: false }
+            }),
+            (size.clone(), size).prop_map(|(rows, width)| StageOp::RmsNorm { rows, width, eps: 1e-5 }),
+        ]
+    }
+
+    proptest! {
+        /// Whatever the shape and the machine, what the heuristic proposes passes gate V0.
+        #[test]
+        fn every_proposal_is_legal(op in ops(), machine in 0usize..3) {
+            let cpu = [cpu(16, 32, 1 << 20), cpu(8, 16, 256 << 10), cpu(4, 32, 512 << 10)][machine].clone();
+            let schedule = schedule(&op, &cpu);
+            let stage = Stage { name: "s".into(), op, inputs: vec![], output: TensorId(0), scheduled: true };
+            prop_assert_eq!(constraint::check(&stage, &schedule, &cpu), Ok(()));
+            let plain = Schedule::plain(&stage.op, cpu.lanes);
+            prop_assert_eq!(constraint::check(&stage, &plain, &cpu), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_wide_machine_gets_the_wide_tile() {
+        let wide = matmul(128, 768, 768, &cpu(16, 32, 1 << 20));
+        assert_eq!((wide.mr, wide.nr, wide.kc), (8, 48, 768));
+        let narrow = matmul(128, 768, 3072, &cpu(8, 16, 256 << 10));
+        assert_eq!((narrow.mr, narrow.nr), (6, 16));
+        assert!(narrow.kc < 400 && 3072_usize.div_ceil(narrow.kc) * narrow.kc < 3072 + 4 * 9);
+    }
+}

@@ -1,0 +1,397 @@
+//! Writes MLIR text: one small method for each op the generators need, SSA names and types kept right here. Text and not
+//! melior's op builders, because a kernel is thousands of ops and parsing them takes 1-3 ms, and because what is emitted can be
+//! read, saved and mutated.
+
+use std::fmt::{self, Display, Write as _};
+
+/// An SSA value. `result` counts the results of a multi-result op.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Val {
+    id: u32,
+    result: Option<u32>,
+}
+
+impl Display for Val {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.result {
+            None => write!(f, "%{}", self.id),
+            Some(result) => write!(f, "%{}#{result}", self.id),
+        }
+    }
+}
+
+/// A flat f32 buffer of a static length: `memref<LENxf32>`. All addressing is explicit: strides are static, so LLVM turns
+/// constant offsets into displacements and a register tile needs one base register.
+#[derive(Debug, Clone, Copy)]
+pub struct Mem {
+    pub val: Val,
+    pub len: usize,
+}
+
+/// The unmasked or masked lanes of a vector access.
+#[derive(Debug, Clone, Copy)]
+pub enum Lanes {
+    All,
+    /// Only lanes where this `vector<..xi1>` is set.
+    Masked(Val),
+}
+
+/// One function under construction. `lanes` is the vector width of every vector op; 1 is scalar code.
+pub struct Code {
+    text: String,
+    indent: usize,
+    next: u32,
+    lanes: usize,
+}
+
+/// A comparison of two vectors.
+pub enum Compare {
+    Less,
+    Greater,
+}
+
+/// The bits of `value` as MLIR spells an f32: hexadecimal is exact and also covers infinities.
+fn literal(value: f32) -> String {
+    let decimal = format!("{value:?}");
+    let plain = value.is_finite() && decimal.contains('.') && !decimal.contains('e');
+    if plain && decimal.parse() == Ok(value) { decimal } else { format!("0x{:08X}", value.to_bits()) }
+}
+
+impl Code {
+    pub fn new(lanes: usize) -> Self {
+        Self { text: String::new(), indent: 1, next: 0, lanes }
+    }
+
+    pub fn lanes(&self) -> usize {
+        self.lanes
+    }
+
+    /// Runs `body` with another vector width.
+    pub fn with_lanes<T>(&mut self, lanes: usize, body: impl FnOnce(&mut Self) -> T) -> T {
+        let saved = std::mem::replace(&mut self.lanes, lanes);
+        let result = body(self);
+        self.lanes = saved;
+        result
+    }
+
+    fn fresh(&mut self) -> Val {
+        self.next += 1;
+        Val { id: self.next - 1, result: None }
+    }
+
+    pub fn line(&mut self, line: impl Display) {
+        let _ = writeln!(self.text, "{:width$}{line}", "", width = self.indent * 2);
+    }
+
+    pub fn op(&mut self, op: impl Display) -> Val {
+        let val = self.fresh();
+        self.line(format_args!("{val} = {op}"));
+        val
+    }
+
+    pub fn vector_type(&self) -> String {
+        format!("vector<{}xf32>", self.lanes)
+    }
+
+    /// A function's parameter.
+    pub fn parameter(&mut self) -> Val {
+        self.fresh()
+    }
+
+    /// The finished function `header { body }`; the body gets `return`.
+    pub fn finish(mut self, header: impl Display) -> String {
+        self.line("return");
+        format!("{header} {{\n{}}}\n", self.text)
+    }
+
+    // Index arithmetic.
+
+    pub fn index(&mut self, value: usize) -> Val {
+        self.op(format_args!("arith.constant {value} : index"))
+    }
+
+    pub fn add(&mut self, a: Val, b: Val) -> Val {
+        self.op(format_args!("arith.addi {a}, {b} overflow<nsw> : index"))
+    }
+
+    pub fn sub(&mut self, a: Val, b: Val) -> Val {
+        self.op(format_args!("arith.subi {a}, {b} : index"))
+    }
+
+    /// a + constant.
+    pub fn offset(&mut self, a: Val, constant: usize) -> Val {
+        if constant == 0 {
+            return a;
+        }
+        let constant = self.index(constant);
+        self.add(a, constant)
+    }
+
+    /// a * constant.
+    pub fn times(&mut self, a: Val, constant: usize) -> Val {
+        if constant == 1 {
+            return a;
+        }
+        let constant = self.index(constant);
+        self.op(format_args!("arith.muli {a}, {constant} overflow<nsw> : index"))
+    }
+
+    /// floor(a / constant), a >= 0.
+    pub fn quotient(&mut self, a: Val, constant: usize) -> Val {
+        if constant == 1 {
+            return a;
+        }
+        let constant = self.index(constant);
+        self.op(format_args!("arith.divui {a}, {constant} : index"))
+    }
+
+    /// ceil(a / constant), a >= 0.
+    pub fn quotient_up(&mut self, a: Val, constant: usize) -> Val {
+        let up = self.offset(a, constant - 1);
+        self.quotient(up, constant)
+    }
+
+    pub fn remainder(&mut self, a: Val, constant: usize) -> Val {
+        let constant = self.index(constant);
+        self.op(format_args!("arith.remui {a}, {constant} : index"))
+    }
+
+    pub fn min(&mut self, a: Val, b: Val) -> Val {
+        self.op(format_args!("arith.minui {a}, {b} : index"))
+    }
+
+    pub fn max(&mut self, a: Val, b: Val) -> Val {
+        self.op(format_args!("arith.maxui {a}, {b} : index"))
+    }
+
+    /// max(a - b, 0).
+    pub fn sub_or_zero(&mut self, a: Val, b: Val) -> Val {
+        let top = self.max(a, b);
+        self.sub(top, b)
+    }
+
+    // Control flow.
+
+    /// `for iv in (low..high).step_by(step)`.
+    pub fn for_(&mut self, low: Val, high: Val, step: usize, body: impl FnOnce(&mut Self, Val)) {
+        let step = self.index(step);
+        let iv = self.fresh();
+        self.line(format_args!("scf.for {iv} = {low} to {high} step {step} {{"));
+        self.indent += 1;
+        body(self, iv);
+        self.indent -= 1;
+        self.line("}");
+    }
+
+    /// A loop that carries vectors: `body` gets the induction value and the carried vectors and returns their next values.
+    pub fn fold(
+        &mut self,
+        (low, high, step): (Val, Val, usize),
+        initial: &[Val],
+        body: impl FnOnce(&mut Self, Val, &[Val]) -> Vec<Val>,
+    ) -> Vec<Val> {
+        let step = self.index(step);
+        let iv = self.fresh();
+        let carried: Vec<Val> = initial.iter().map(|_| self.fresh()).collect();
+        let result = self.fresh();
+        let count = initial.len();
+        let list = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>().join(", ");
+        let pairs = list(&mut carried.iter().zip(initial).map(|(name, value)| format!("{name} = {value}")));
+        let types = list(&mut (0..count).map(|_| self.vector_type()));
+        self.line(format_args!(
+            "{result}:{count} = scf.for {iv} = {low} to {high} step {step} iter_args({pairs}) -> ({types}) {{"
+        ));
+        self.indent += 1;
+        let next = body(self, iv, &carried);
+        let values = list(&mut next.iter().map(ToString::to_string));
+        self.line(format_args!("scf.yield {values} : {types}"));
+        self.indent -= 1;
+        self.line("}");
+        (0..count as u32).map(|index| Val { id: result.id, result: Some(index) }).collect()
+    }
+
+    /// `if a == constant { then } else { otherwise }`.
+    pub fn if_equal(
+        &mut self,
+        a: Val,
+        constant: usize,
+        then: impl FnOnce(&mut Self),
+        otherwise: impl FnOnce(&mut Self),
+    ) {
+        let constant = self.index(constant);
+        let condition = self.op(format_args!("arith.cmpi eq, {a}, {constant} : index"));
+        self.line(format_args!("scf.if {condition} {{"));
+        self.indent += 1;
+        then(self);
+        self.indent -= 1;
+        self.line("} else {");
+        self.indent += 1;
+        otherwise(self);
+        self.indent -= 1;
+        self.line("}");
+    }
+
+    pub fn call(&mut self, function: &str, arguments: &[(Val, String)]) {
+        let values: Vec<_> = arguments.iter().map(|it| it.0.to_string()).collect();
+        let types: Vec<_> = arguments.iter().map(|it| it.1.as_str()).collect();
+        self.line(format_args!("func.call @{function}({}) : ({}) -> ()", values.join(", "), types.join(", ")));
+    }
+
+    // Memory.
+
+    pub fn load_scalar(&mut self, mem: Mem, at: Val) -> Val {
+        self.op(format_args!("memref.load {}[{at}] : {}", mem.val, mem.ty()))
+    }
+
+    pub fn store_scalar(&mut self, value: Val, mem: Mem, at: Val) {
+        self.line(format_args!("memref.store {value}, {}[{at}] : {}", mem.val, mem.ty()));
+    }
+
+    /// Loads one vector; masked-off lanes read nothing and are 0.
+    pub fn load(&mut self, mem: Mem, at: Val, lanes: Lanes) -> Val {
+        let (vector, ty, width) = (self.vector_type(), mem.ty(), self.lanes);
+        match lanes {
+            Lanes::All => self.op(format_args!("vector.load {}[{at}] : {ty}, {vector}", mem.val)),
+            Lanes::Masked(mask) => {
+                let zero = self.splat(0.0);
+                self.op(format_args!(
+                    "vector.maskedload {}[{at}], {mask}, {zero} : {ty}, vector<{width}xi1>, {vector} into {vector}",
+                    mem.val
+                ))
+            }
+        }
+    }
+
+    pub fn store(&mut self, value: Val, mem: Mem, at: Val, lanes: Lanes) {
+        let (vector, ty, width) = (self.vector_type(), mem.ty(), self.lanes);
+        match lanes {
+            Lanes::All => self.line(format_args!("vector.store {value}, {}[{at}] : {ty}, {vector}", mem.val)),
+            Lanes::Masked(mask) => self.line(format_args!(
+                "vector.maskedstore {}[{at}], {mask}, {value} : {ty}, vector<{width}xi1>, {vector}",
+                mem.val
+            )),
+        }
+    }
+
+    /// The mask of the first `count` lanes, known now.
+    pub fn first_lanes(&mut self, count: usize) -> Lanes {
+        if count == self.lanes {
+            return Lanes::All;
+        }
+        let width = self.lanes;
+        Lanes::Masked(self.op(format_args!("vector.constant_mask [{count}] : vector<{width}xi1>")))
+    }
+
+    /// The mask of the first `count` lanes, known at run time; `count` beyond the width sets all.
+    pub fn first_lanes_dynamic(&mut self, count: Val) -> Val {
+        let width = self.lanes;
+        self.op(format_args!("vector.create_mask {count} : vector<{width}xi1>"))
+    }
+
+    // Vector arithmetic.
+
+    pub fn scalar(&mut self, value: f32) -> Val {
+        self.op(format_args!("arith.constant {} : f32", literal(value)))
+    }
+
+    pub fn splat(&mut self, value: f32) -> Val {
+        let ty = self.vector_type();
+        self.op(format_args!("arith.constant dense<{}> : {ty}", literal(value)))
+    }
+
+    pub fn broadcast(&mut self, scalar: Val) -> Val {
+        let ty = self.vector_type();
+        self.op(format_args!("vector.broadcast {scalar} : f32 to {ty}"))
+    }
+
+    pub fn fma(&mut self, a: Val, b: Val, c: Val) -> Val {
+        let ty = self.vector_type();
+        self.op(format_args!("vector.fma {a}, {b}, {c} : {ty}"))
+    }
+
+    fn binary(&mut self, name: &str, a: Val, b: Val) -> Val {
+        let ty = self.vector_type();
+        self.op(format_args!("arith.{name} {a}, {b} : {ty}"))
+    }
+
+    pub fn vadd(&mut self, a: Val, b: Val) -> Val {
+        self.binary("addf", a, b)
+    }
+
+    pub fn vsub(&mut self, a: Val, b: Val) -> Val {
+        self.binary("subf", a, b)
+    }
+
+    pub fn vmul(&mut self, a: Val, b: Val) -> Val {
+        self.binary("mulf", a, b)
+    }
+
+    pub fn vdiv(&mut self, a: Val, b: Val) -> Val {
+        self.binary("divf", a, b)
+    }
+
+    /// `if x < y { y } else { x }`: one `vmaxps`, and a NaN in `x` stays. `arith.maximumf` costs three more instructions.
+    pub fn vmax(&mut self, x: Val, y: Val) -> Val {
+        let less = self.compare(Compare::Less, x, y);
+        self.select(less, y, x)
+    }
+
+    /// `if x > y { y } else { x }`; a NaN in `x` stays.
+    pub fn vmin(&mut self, x: Val, y: Val) -> Val {
+        let greater = self.compare(Compare::Greater, x, y);
+        self.select(greater, y, x)
+    }
+
+    pub fn compare(&mut self, compare: Compare, a: Val, b: Val) -> Val {
+        let (ty, predicate) = (
+            self.vector_type(),
+            match compare {
+                Compare::Less => "olt",
+                Compare::Greater => "ogt",
+            },
+        );
+        self.op(format_args!("arith.cmpf {predicate}, {a}, {b} : {ty}"))
+    }
+
+    pub fn select(&mut self, mask: Val, a: Val, b: Val) -> Val {
+        let (ty, width) = (self.vector_type(), self.lanes);
+        self.op(format_args!("arith.select {mask}, {a}, {b} : vector<{width}xi1>, {ty}"))
+    }
+
+    /// The sum or maximum over the lanes, a scalar.
+    pub fn reduce(&mut self, kind: &str, a: Val) -> Val {
+        let ty = self.vector_type();
+        self.op(format_args!("vector.reduction <{kind}>, {a} : {ty} into f32"))
+    }
+
+    pub fn scalar_op(&mut self, name: &str, a: Val, b: Val) -> Val {
+        self.op(format_args!("arith.{name} {a}, {b} : f32"))
+    }
+
+    pub fn sqrt(&mut self, a: Val) -> Val {
+        self.op(format_args!("math.sqrt {a} : f32"))
+    }
+}
+
+impl Mem {
+    pub fn ty(self) -> String {
+        format!("memref<{}xf32>", self.len)
+    }
+
+    pub fn argument(self) -> (Val, String) {
+        (self.val, self.ty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::literal;
+
+    #[test]
+    fn literals_are_exact() {
+        assert_eq!(literal(1.0), "1.0");
+        assert_eq!(literal(-0.5), "-0.5");
+        assert_eq!(literal(f32::NEG_INFINITY), "0xFF800000");
+        assert_eq!(literal(1e-30), format!("0x{:08X}", 1e-30f32.to_bits()));
+    }
+}

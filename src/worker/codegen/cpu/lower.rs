@@ -1,0 +1,202 @@
+//! MLIR text -> LLVM -> object file, through LLVM's own target machine for the host CPU.
+
+use crate::ir::{context, diagnostics::capture};
+use kernelforge::protocol::{Failure, FailureKind};
+use llvm_sys::{
+    core::{
+        LLVMContextCreate, LLVMContextDispose, LLVMDisposeMemoryBuffer, LLVMDisposeMessage, LLVMDisposeModule,
+        LLVMGetBufferSize, LLVMGetBufferStart,
+    },
+    error::{LLVMDisposeErrorMessage, LLVMGetErrorMessage},
+    prelude::{LLVMContextRef, LLVMModuleRef},
+    target::LLVMSetModuleDataLayout,
+    target_machine::{
+        LLVMCodeGenFileType, LLVMCodeGenOptLevel, LLVMCodeModel, LLVMCreateTargetDataLayout, LLVMCreateTargetMachine,
+        LLVMDisposeTargetMachine, LLVMGetDefaultTargetTriple, LLVMGetHostCPUFeatures, LLVMGetHostCPUName,
+        LLVMGetTargetFromTriple, LLVMRelocMode, LLVMTargetMachineEmitToMemoryBuffer, LLVMTargetMachineRef,
+    },
+    transforms::pass_builder::{LLVMCreatePassBuilderOptions, LLVMDisposePassBuilderOptions, LLVMRunPasses},
+};
+use melior::{
+    Context,
+    ir::Module,
+    pass::PassManager,
+    utility::parse_pass_pipeline,
+};
+use std::{
+    ffi::{CStr, CString, c_char},
+    ptr, slice,
+    sync::Once,
+};
+
+/// The way from scf, vector and memref to the LLVM dialect.
+const PIPELINE: &str = "builtin.module(canonicalize,cse,func.func(loop-invariant-code-motion),canonicalize,cse,\
+    convert-scf-to-cf,convert-vector-to-llvm,convert-math-to-llvm,\
+    finalize-memref-to-llvm,convert-arith-to-llvm,convert-index-to-llvm,convert-cf-to-llvm,convert-ub-to-llvm,\
+    convert-func-to-llvm{use-bare-ptr-memref-call-conv=1},reconcile-unrealized-casts,canonicalize,cse)";
+
+fn failure(what: &str, detail: impl Into<String>) -> Failure {
+    Failure::new(FailureKind::Codegen, format!("{what} the generated module")).with_detail(detail)
+}
+
+/// Compiles the generated module `text` to an object file.
+///
+/// # Errors
+/// `Codegen`, with MLIR's diagnostics: the module is generated, so this is always a defect of the generator.
+pub fn object(text: &str) -> Result<Vec<u8>, Failure> {
+    let context = context();
+    let parsed = capture(&context, || Module::parse(&context, text).ok_or_else(|| failure("MLIR does not parse", "")));
+    let mut module = parsed?;
+    capture(&context, || {
+        run_pipeline(&context, &mut module).map_err(|it| failure("MLIR does not lower", it.to_string()))
+    })?;
+    emit(&module)
+}
+
+fn run_pipeline(context: &Context, module: &mut Module<'_>) -> Result<(), melior::Error> {
+    static REGISTER: Once = Once::new();
+    REGISTER.call_once(register_passes);
+    let manager = PassManager::new(context);
+    parse_pass_pipeline(manager.as_operation_pass_manager(), PIPELINE)?;
+    manager.enable_verifier(true);
+    manager.run(module)
+}
+
+fn register_passes() {
+    // SAFETY: registration touches MLIR's global pass registry only; `Once` keeps it single-threaded.
+    unsafe {
+        mlir_sys::mlirRegisterTransformsCanonicalizer();
+        mlir_sys::mlirRegisterTransformsCSE();
+        mlir_sys::mlirRegisterTransformsLoopInvariantCodeMotion();
+        mlir_sys::mlirRegisterConversionSCFToControlFlowPass();
+        mlir_sys::mlirRegisterConversionConvertVectorToLLVMPass();
+        mlir_sys::mlirRegisterConversionConvertMathToLLVMPass();
+        mlir_sys::mlirRegisterConversionFinalizeMemRefToLLVMConversionPass();
+        mlir_sys::mlirRegisterConversionArithToLLVMConversionPass();
+        mlir_sys::mlirRegisterConversionConvertIndexToLLVMPass();
+        mlir_sys::mlirRegisterConversionConvertControlFlowToLLVMPass();
+        mlir_sys::mlirRegisterConversionUBToLLVMConversionPass();
+        mlir_sys::mlirRegisterConversionConvertFuncToLLVMPass();
+        mlir_sys::mlirRegisterConversionReconcileUnrealizedCastsPass();
+    }
+}
+
+/// A handle of LLVM's C interface, freed when dropped.
+struct Owned<T: Copy>(T, unsafe extern "C" fn(T));
+
+impl<T: Copy> Drop for Owned<T> {
+    fn drop(&mut self) {
+        // SAFETY: the handle was created by the matching constructor and is freed once, here.
+        unsafe { (self.1)(self.0) }
+    }
+}
+
+/// Takes over a message that LLVM allocated.
+///
+/// # Safety
+/// `message` is null or a string that `LLVMDisposeMessage` frees.
+unsafe fn message(message: *mut c_char) -> String {
+    if message.is_null() {
+        return String::new();
+    }
+    // SAFETY: not null, and NUL-terminated as every string of LLVM's C interface.
+    let text = unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
+    // SAFETY: as the caller promises.
+    unsafe { LLVMDisposeMessage(message) };
+    text
+}
+
+/// Registers the host target with LLVM, once.
+pub fn initialize_target() {
+    static INITIALIZE: Once = Once::new();
+    // SAFETY: the initialisers only fill LLVM's target registry; `Once` keeps them single-threaded.
+    INITIALIZE.call_once(|| unsafe {
+        use llvm_sys::target::*;
+        #[cfg(target_arch = "x86_64")]
+        {
+            LLVMInitializeX86TargetInfo();
+            LLVMInitializeX86Target();
+            LLVMInitializeX86TargetMC();
+            LLVMInitializeX86AsmPrinter();
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            LLVMInitializeAArch64TargetInfo();
+            LLVMInitializeAArch64Target();
+            LLVMInitializeAArch64TargetMC();
+            LLVMInitializeAArch64AsmPrinter();
+        }
+    });
+}
+
+fn target_machine() -> Result<Owned<LLVMTargetMachineRef>, Failure> {
+    initialize_target();
+    // SAFETY: the strings are LLVM's own and freed after use; the out-parameters are valid; a null machine is checked.
+    unsafe {
+        let triple = Owned(LLVMGetDefaultTargetTriple(), LLVMDisposeMessage);
+        let (mut target, mut error) = (ptr::null_mut(), ptr::null_mut());
+        if LLVMGetTargetFromTriple(triple.0, &mut target, &mut error) != 0 {
+            return Err(failure("LLVM has no target for", message(error)));
+        }
+        let (cpu, features) =
+            (Owned(LLVMGetHostCPUName(), LLVMDisposeMessage), Owned(LLVMGetHostCPUFeatures(), LLVMDisposeMessage));
+        let machine = LLVMCreateTargetMachine(
+            target,
+            triple.0,
+            cpu.0,
+            features.0,
+            LLVMCodeGenOptLevel::LLVMCodeGenLevelDefault,
+            LLVMRelocMode::LLVMRelocPIC,
+            LLVMCodeModel::LLVMCodeModelDefault,
+        );
+        if machine.is_null() {
+            return Err(failure("LLVM has no target machine for", String::new()));
+        }
+        Ok(Owned(machine, LLVMDisposeTargetMachine))
+    }
+}
+
+fn emit(module: &Module<'_>) -> Result<Vec<u8>, Failure> {
+    let machine = target_machine()?;
+    // SAFETY: the context outlives the module made in it (drop order is the reverse of declaration); null is checked;
+    // `mlir_sys` and `llvm_sys` declare the same opaque pointer types of the one LLVM that is linked.
+    unsafe {
+        let context: Owned<LLVMContextRef> = Owned(LLVMContextCreate(), LLVMContextDispose);
+        let translated = mlir_sys::mlirTranslateModuleToLLVMIR(module.as_operation().to_raw(), context.0.cast());
+        if translated.is_null() {
+            return Err(failure("MLIR does not translate to LLVM IR", String::new()));
+        }
+        let llvm: Owned<LLVMModuleRef> = Owned(translated.cast(), LLVMDisposeModule);
+        LLVMSetModuleDataLayout(llvm.0, LLVMCreateTargetDataLayout(machine.0));
+        optimize(llvm.0, machine.0)?;
+        let (mut buffer, mut error) = (ptr::null_mut(), ptr::null_mut());
+        let object = LLVMCodeGenFileType::LLVMObjectFile;
+        if LLVMTargetMachineEmitToMemoryBuffer(machine.0, llvm.0, object, &mut error, &mut buffer) != 0 {
+            return Err(failure("LLVM does not assemble", message(error)));
+        }
+        let buffer = Owned(buffer, LLVMDisposeMemoryBuffer);
+        let bytes = slice::from_raw_parts(LLVMGetBufferStart(buffer.0).cast::<u8>(), LLVMGetBufferSize(buffer.0));
+        Ok(bytes.to_vec())
+    }
+}
+
+/// LLVM's middle end. O1: it cleans up addressing and the loops around the micro-kernels; O2 and O3 cost more time for the
+/// same speed, since everything that is worth vectorising is vectors already.
+///
+/// # Safety
+/// `module` and `machine` are live.
+unsafe fn optimize(module: LLVMModuleRef, machine: LLVMTargetMachineRef) -> Result<(), Failure> {
+    let passes = CString::new("default<O1>").unwrap_or_default();
+    // SAFETY: all handles are live; the error, if any, is consumed.
+    unsafe {
+        let options = Owned(LLVMCreatePassBuilderOptions(), LLVMDisposePassBuilderOptions);
+        let error = LLVMRunPasses(module, passes.as_ptr(), machine, options.0);
+        if error.is_null() {
+            return Ok(());
+        }
+        let text = LLVMGetErrorMessage(error);
+        let detail = CStr::from_ptr(text).to_string_lossy().into_owned();
+        LLVMDisposeErrorMessage(text);
+        Err(failure("LLVM does not optimise", detail))
+    }
+}

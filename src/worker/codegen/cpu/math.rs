@@ -1,0 +1,112 @@
+//! Vector exp, erf and the activations, emitted as plain arithmetic (these packages have no polynomial-approximation pass).
+//! The largest errors measured over the whole range are constants in the verifier's bounds and are tested there against f64.
+
+use super::emit::{Code, Compare, Val};
+use kernelforge::manifest::spec::Activation;
+
+/// c0 + x (c1 + x (c2 + ...)), highest coefficient first in `coefficients`.
+fn polynomial(code: &mut Code, x: Val, coefficients: &[f32]) -> Val {
+    let mut sum = code.splat(coefficients[0]);
+    for &coefficient in &coefficients[1..] {
+        let term = code.splat(coefficient);
+        sum = code.fma(sum, x, term);
+    }
+    sum
+}
+
+/// exp(x). Below -87.33 (where the result leaves the normal range) it is 0, above 88.37 it is exp(88.37), NaN stays NaN.
+///
+/// x = n ln 2 + r with |r| <= ln 2 / 2 (Cody and Waite's two-part ln 2), exp(r) by the degree-6 polynomial of Cephes' `expf`
+/// (S. L. Moshier), scaled by 2^n through the exponent bits. Error below 2 ulp.
+pub fn exp(code: &mut Code, x: Val) -> Val {
+    let lanes = code.lanes();
+    let (vector, integers) = (code.vector_type(), format!("vector<{lanes}xi32>"));
+    let (low, high) = (code.splat(-87.336_54), code.splat(88.376_26));
+    let vanishes = code.compare(Compare::Less, x, low);
+    let clamped = code.vmax(x, low);
+    let clamped = code.vmin(clamped, high);
+    let log2e = code.splat(std::f32::consts::LOG2_E);
+    let scaled = code.vmul(clamped, log2e);
+    let n = code.op(format_args!("math.roundeven {scaled} : {vector}"));
+    let (minus_ln2_high, minus_ln2_low) = (code.splat(-0.693_359_375), code.splat(2.121_944_4e-4));
+    let r = code.fma(n, minus_ln2_high, clamped);
+    let r = code.fma(n, minus_ln2_low, r);
+    let tail =
+        polynomial(code, r, &[1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5]);
+    let squared = code.vmul(r, r);
+    let one = code.splat(1.0);
+    let linear = code.vadd(r, one);
+    let mantissa = code.fma(tail, squared, linear);
+    let n = code.op(format_args!("arith.fptosi {n} : {vector} to {integers}"));
+    let bias = code.op(format_args!("arith.constant dense<127> : {integers}"));
+    let exponent = code.op(format_args!("arith.addi {n}, {bias} : {integers}"));
+    let shift = code.op(format_args!("arith.constant dense<23> : {integers}"));
+    let bits = code.op(format_args!("arith.shli {exponent}, {shift} : {integers}"));
+    let power = code.op(format_args!("arith.bitcast {bits} : {integers} to {vector}"));
+    let result = code.vmul(mantissa, power);
+    let zero = code.splat(0.0);
+    code.select(vanishes, zero, result)
+}
+
+/// erf(x) by the rational minimax approximation x P(x^2) / Q(x^2) on [-4, 4] that Eigen and XLA use; beyond, +-1 to f32.
+fn erf(code: &mut Code, x: Val) -> Val {
+    let (low, high) = (code.splat(-4.0), code.splat(4.0));
+    let x = code.vmax(x, low);
+    let x = code.vmin(x, high);
+    let squared = code.vmul(x, x);
+    let p = polynomial(
+        code,
+        squared,
+        &[
+            -2.726_142_3e-10,
+            2.770_681_4e-8,
+            -2.101_024e-6,
+            -5.692_506_5e-5,
+            -7.349_906e-4,
+            -2.954_600_0e-3,
+            -1.609_603_3e-2,
+        ],
+    );
+    let q =
+        polynomial(code, squared, &[-1.456_607_2e-5, -2.133_740_6e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2]);
+    let numerator = code.vmul(x, p);
+    code.vdiv(numerator, q)
+}
+
+/// x sigmoid(t) = x / (1 + exp(-t)).
+fn times_sigmoid(code: &mut Code, x: Val, minus_t: Val) -> Val {
+    let e = exp(code, minus_t);
+    let one = code.splat(1.0);
+    let denominator = code.vadd(e, one);
+    code.vdiv(x, denominator)
+}
+
+pub fn activation(code: &mut Code, function: Activation, x: Val) -> Val {
+    match function {
+        Activation::Relu => {
+            let zero = code.splat(0.0);
+            code.vmax(x, zero)
+        }
+        Activation::Silu => {
+            let minus_one = code.splat(-1.0);
+            let minus_x = code.vmul(x, minus_one);
+            times_sigmoid(code, x, minus_x)
+        }
+        // 0.5 (1 + tanh z) = sigmoid(2 z), z = sqrt(2/pi) (x + 0.044715 x^3): one exp, no cancellation for x < 0.
+        Activation::GeluTanh => {
+            let factor = -2.0 * (2.0 / std::f64::consts::PI).sqrt();
+            let (linear, cubic) = (code.splat(factor as f32), code.splat((factor * 0.044_715) as f32));
+            let squared = code.vmul(x, x);
+            let slope = code.fma(squared, cubic, linear);
+            let minus_2z = code.vmul(x, slope);
+            times_sigmoid(code, x, minus_2z)
+        }
+        Activation::Gelu => {
+            let (root_half, half) = (code.splat(std::f32::consts::FRAC_1_SQRT_2), code.splat(0.5));
+            let scaled = code.vmul(x, root_half);
+            let e = erf(code, scaled);
+            let half_x = code.vmul(x, half);
+            code.fma(half_x, e, half_x)
+        }
+    }
+}

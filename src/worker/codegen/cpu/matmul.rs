@@ -1,0 +1,341 @@
+//! The macro-kernel: the loops around the micro-kernel that keep a block of A and a panel of B in cache.
+//!
+//! ```text
+//! for each block of `nc` columns, of `kc` depth, of `mc` rows:
+//!   copy A's block row by row (pack-a)          rows KC + 16 apart: no two rows of a tile share a cache set
+//!   for each column panel, for each row tile    (or the other way round)
+//!     micro-kernel: C tile (+)= A tile * B panel; on the last depth block bias, activation and so on
+//! ```
+//! B is packed ahead into panels of `nr` columns, zero-padded to whole vectors, or read where it lies.
+
+use super::{
+    emit::{Code, Lanes, Mem, Val},
+    micro::{Epilogue, Micro, MicroKernels, Operands},
+};
+pub use kernelforge::plan::schedule::MatmulSchedule as Schedule;
+use kernelforge::plan::schedule::{PackB, Split, TileOrder};
+
+/// Elements between packed rows of A beyond the depth: one cache line, so that rows do not alias.
+const ROW_PAD: usize = 16;
+
+/// One product C[m, n] = A[m, k] B[k, n] with its leading dimensions in elements.
+pub struct Product<'a> {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub lda: usize,
+    pub ldc: usize,
+    pub schedule: &'a Schedule,
+    pub epilogue: Epilogue,
+}
+
+/// The buffers of a product, each with the element that its first row and column are at.
+#[derive(Clone, Copy)]
+pub struct Buffers {
+    pub a: (Mem, Val),
+    /// Packed if the schedule packs, else [k, n] row-major.
+    pub b: Mem,
+    pub c: (Mem, Val),
+    pub bias: Option<Mem>,
+    pub multiply: Option<(Mem, Val)>,
+    pub residual: Option<(Mem, Val)>,
+    /// At least [`Product::workspace`] elements.
+    pub workspace: Option<(Mem, Val)>,
+}
+
+/// Elements of a weight [k, n] packed for `schedule`.
+pub fn packed_len(n: usize, k: usize, schedule: &Schedule) -> usize {
+    n.next_multiple_of(schedule.nr) * k
+}
+
+impl Product<'_> {
+    fn row_tiles(&self) -> usize {
+        self.m.div_ceil(self.schedule.mr)
+    }
+
+    fn panels(&self) -> usize {
+        self.n.div_ceil(self.schedule.nr)
+    }
+
+    /// Independent units that a call can be split into.
+    pub fn units(&self) -> usize {
+        match self.schedule.split {
+            Split::Rows => self.row_tiles(),
+            Split::Columns => self.panels(),
+        }
+    }
+
+    /// f32 elements of working memory for one thread.
+    pub fn workspace(&self) -> usize {
+        if self.schedule.pack_a { self.schedule.mc * (self.schedule.kc.min(self.k) + ROW_PAD) } else { 0 }
+    }
+
+    /// Emits the units `begin..end`.
+    pub fn emit_units(&self, code: &mut Code, micros: &mut MicroKernels, buffers: Buffers, begin: Val, end: Val) {
+        let zero = code.index(0);
+        match self.schedule.split {
+            Split::Rows => {
+                let all = code.index(self.panels());
+                self.emit(code, micros, buffers, (begin, end), (zero, all));
+            }
+            Split::Columns => {
+                let all = code.index(self.row_tiles());
+                self.emit(code, micros, buffers, (zero, all), (begin, end));
+            }
+        }
+    }
+
+    /// Emits the product of the row tiles `rows` with the column panels `panels`, both half-open ranges.
+    pub fn emit(
+        &self,
+        code: &mut Code,
+        micros: &mut MicroKernels,
+        buffers: Buffers,
+        rows: (Val, Val),
+        panels: (Val, Val),
+    ) {
+        let s = self.schedule;
+        let (row_step, panel_step) = ((s.mc / s.mr).max(1), (s.nc / s.nr).max(1));
+        let depths = self.k.div_ceil(s.kc);
+        code.for_(panels.0, panels.1, panel_step, |code, panel| {
+            let panel_end = code.offset(panel, panel_step);
+            let panel_end = code.min(panel_end, panels.1);
+            let mut depth_block = |code: &mut Code, start: Val, depth: usize, first: bool, last: bool| {
+                code.for_(rows.0, rows.1, row_step, |code, row| {
+                    let row_end = code.offset(row, row_step);
+                    let row_end = code.min(row_end, rows.1);
+                    let block = Block { product: self, buffers, start, depth, first, last };
+                    block.emit(code, micros, (row, row_end), (panel, panel_end));
+                });
+            };
+            // The first and the last depth block have code of their own: they start from zero, and they run the epilogue.
+            let zero = code.index(0);
+            depth_block(code, zero, s.kc.min(self.k), true, depths == 1);
+            if depths > 2 {
+                let (low, high) = (code.index(s.kc), code.index((depths - 1) * s.kc));
+                code.for_(low, high, s.kc, |code, start| depth_block(code, start, s.kc, false, false));
+            }
+            if depths > 1 {
+                let start = (depths - 1) * s.kc;
+                let at = code.index(start);
+                depth_block(code, at, self.k - start, false, true);
+            }
+        });
+    }
+
+    /// Emits the packing of the units (column panels) `begin..end` of a weight [k, n] into panels.
+    pub fn emit_pack(
+        code: &mut Code,
+        (n, k): (usize, usize),
+        s: &Schedule,
+        source: Mem,
+        target: Mem,
+        begin: Val,
+        end: Val,
+    ) {
+        let (panels, tail) = (n.div_ceil(s.nr), n % s.nr);
+        code.with_lanes(s.lanes, |code| {
+            code.for_(begin, end, 1, |code, panel| {
+                let (column, panel_at) = (code.times(panel, s.nr), code.times(panel, s.nr * k));
+                let copy = |code: &mut Code, columns: usize| {
+                    let (zero, depth) = (code.index(0), code.index(k));
+                    code.for_(zero, depth, 1, |code, row| {
+                        let from = code.times(row, n);
+                        let from = code.add(from, column);
+                        let to = code.times(row, s.nr);
+                        let to = code.add(to, panel_at);
+                        for vector in 0..s.nr / s.lanes {
+                            let valid = columns.saturating_sub(vector * s.lanes).min(s.lanes);
+                            let value = if valid == 0 {
+                                code.splat(0.0)
+                            } else {
+                                let (at, lanes) = (code.offset(from, vector * s.lanes), code.first_lanes(valid));
+                                code.load(source, at, lanes)
+                            };
+                            let at = code.offset(to, vector * s.lanes);
+                            code.store(value, target, at, Lanes::All);
+                        }
+                    });
+                };
+                if tail == 0 {
+                    copy(code, s.nr);
+                } else {
+                    let copy = std::cell::RefCell::new(copy);
+                    code.if_equal(
+                        panel,
+                        panels - 1,
+                        |code| copy.borrow_mut()(code, tail),
+                        |code| copy.borrow_mut()(code, s.nr),
+                    );
+                }
+            });
+        });
+    }
+}
+
+/// One block of rows, columns and depth.
+struct Block<'a> {
+    product: &'a Product<'a>,
+    buffers: Buffers,
+    /// First depth index.
+    start: Val,
+    depth: usize,
+    first: bool,
+    last: bool,
+}
+
+impl Block<'_> {
+    fn emit(&self, code: &mut Code, micros: &mut MicroKernels, rows: (Val, Val), panels: (Val, Val)) {
+        let s = self.product.schedule;
+        let packed = s.pack_a.then(|| self.pack_a(code, rows));
+        let mut tile = |code: &mut Code, row: Val, panel: Val| self.tile(code, micros, packed, rows.0, row, panel);
+        match s.order {
+            TileOrder::ColumnsOutside => code.for_(panels.0, panels.1, 1, |code, panel| {
+                code.for_(rows.0, rows.1, 1, |code, row| tile(code, row, panel));
+            }),
+            TileOrder::RowsOutside => code.for_(rows.0, rows.1, 1, |code, row| {
+                code.for_(panels.0, panels.1, 1, |code, panel| tile(code, row, panel));
+            }),
+        }
+    }
+
+    /// Elements between packed rows of A.
+    fn packed_stride(&self) -> usize {
+        self.product.schedule.kc.min(self.product.k) + ROW_PAD
+    }
+
+    fn pack_a(&self, code: &mut Code, rows: (Val, Val)) -> Option<(Mem, Val)> {
+        let (product, s) = (self.product, self.product.schedule);
+        let (workspace, at) = self.buffers.workspace?;
+        let (a, a_at) = self.buffers.a;
+        let (first, end) = (code.times(rows.0, s.mr), code.times(rows.1, s.mr));
+        let m = code.index(product.m);
+        let end = code.min(end, m);
+        code.with_lanes(s.lanes, |code| {
+            code.for_(first, end, 1, |code, row| {
+                let from = code.times(row, product.lda);
+                let from = code.add(from, a_at);
+                let from = code.add(from, self.start);
+                let to = code.sub(row, first);
+                let to = code.times(to, self.packed_stride());
+                let to = code.add(to, at);
+                let whole = self.depth / s.lanes * s.lanes;
+                let (low, high) = (code.index(0), code.index(whole));
+                code.for_(low, high, s.lanes, |code, k| {
+                    let (from, to) = (code.add(from, k), code.add(to, k));
+                    let value = code.load(a, from, Lanes::All);
+                    code.store(value, workspace, to, Lanes::All);
+                });
+                if whole < self.depth {
+                    let lanes = code.first_lanes(self.depth - whole);
+                    let (from, to) = (code.offset(from, whole), code.offset(to, whole));
+                    let value = code.load(a, from, lanes);
+                    code.store(value, workspace, to, lanes);
+                }
+            });
+        });
+        Some((workspace, at))
+    }
+
+    /// One register tile: the full one or, on the last row or column, the tail's.
+    fn tile(
+        &self,
+        code: &mut Code,
+        micros: &mut MicroKernels,
+        packed: Option<Option<(Mem, Val)>>,
+        first_row: Val,
+        row: Val,
+        panel: Val,
+    ) {
+        let (product, s) = (self.product, self.product.schedule);
+        let micros = std::cell::RefCell::new(micros);
+        let by_rows = |code: &mut Code, columns: usize| {
+            let call = |code: &mut Code, rows: usize| {
+                self.call(code, &mut micros.borrow_mut(), packed.flatten(), first_row, row, panel, rows, columns);
+            };
+            match product.m % s.mr {
+                0 => call(code, s.mr),
+                tail if product.m < s.mr => call(code, tail),
+                tail => code.if_equal(row, product.row_tiles() - 1, |code| call(code, tail), |code| call(code, s.mr)),
+            }
+        };
+        match product.n % s.nr {
+            0 => by_rows(code, s.nr),
+            tail if product.n < s.nr => by_rows(code, tail),
+            tail => code.if_equal(panel, product.panels() - 1, |code| by_rows(code, tail), |code| by_rows(code, s.nr)),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "coordinates of one tile")]
+    fn call(
+        &self,
+        code: &mut Code,
+        micros: &mut MicroKernels,
+        packed: Option<(Mem, Val)>,
+        first_row: Val,
+        row: Val,
+        panel: Val,
+        rows: usize,
+        columns: usize,
+    ) {
+        let (product, s, buffers) = (self.product, self.product.schedule, &self.buffers);
+        let (top, left) = (code.times(row, s.mr), code.times(panel, s.nr));
+        let (a, lda) = match packed {
+            Some((mem, at)) => {
+                let down = code.sub(row, first_row);
+                let down = code.times(down, s.mr * self.packed_stride());
+                ((mem, code.add(at, down)), self.packed_stride())
+            }
+            None => {
+                let down = code.times(top, product.lda);
+                let at = code.add(buffers.a.1, down);
+                ((buffers.a.0, code.add(at, self.start)), product.lda)
+            }
+        };
+        let (b_at, ldb) = match s.pack_b {
+            PackB::Ahead => {
+                let (panel_at, depth_at) = (code.times(panel, s.nr * product.k), code.times(self.start, s.nr));
+                (code.add(panel_at, depth_at), s.nr)
+            }
+            PackB::Never => {
+                let depth_at = code.times(self.start, product.n);
+                (code.add(depth_at, left), product.n)
+            }
+        };
+        let down = code.times(top, product.ldc);
+        let tile_at = code.add(down, left);
+        let mut like_c = |(mem, at): (Mem, Val)| (mem, code.add(at, tile_at));
+        let operands = Operands {
+            a,
+            b: (buffers.b, b_at),
+            c: like_c(buffers.c),
+            bias: buffers.bias.map(|mem| (mem, left)),
+            row_scale: None,
+            multiply: buffers.multiply.map(&mut like_c),
+            residual: buffers.residual.map(&mut like_c),
+            depth: code.index(self.depth),
+        };
+        let extra = buffers.multiply.or(buffers.residual);
+        let micro = Micro {
+            rows,
+            vectors: columns.div_ceil(s.lanes),
+            lanes: s.lanes,
+            last: (columns - 1) % s.lanes + 1,
+            b_padded: s.pack_b == PackB::Ahead,
+            unroll: s.unroll,
+            whole_unroll: self.depth.is_multiple_of(s.unroll),
+            lda,
+            ldb,
+            ldc: product.ldc,
+            accumulate: !self.first,
+            epilogue: self.last.then_some(product.epilogue),
+            a_len: a.0.len,
+            b_len: buffers.b.len,
+            c_len: buffers.c.0.len,
+            bias_len: buffers.bias.map_or(0, |it| it.len),
+            scale_len: 0,
+            extra_len: extra.map_or(0, |it| it.0.len),
+        };
+        micros.call(code, micro, &operands);
+    }
+}

@@ -1,0 +1,329 @@
+//! The micro-kernel: an `mr` x (`vectors` * lanes) register tile of C += A B, its accumulators carried through the depth loop
+//! in registers, with what follows the product (bias, activation, residual) done before the tile is stored.
+//!
+//! One private function for each shape of tile, so that row and column tails have code of their own and the loops around stay
+//! small. Micro-kernels are shared by matmul, the fused MLP and both products of attention.
+
+use super::{
+    emit::{Code, Lanes, Mem, Val},
+    math,
+};
+use kernelforge::manifest::spec::Activation;
+use std::collections::BTreeMap;
+
+/// What happens to a finished tile, in this order: `act(acc * scale[row] + bias[column]) * multiply + residual`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Epilogue {
+    /// Each row is multiplied by an element of a vector: the softmax denominators of attention.
+    pub row_scale: bool,
+    pub bias: bool,
+    pub activation: Option<ActivationOrd>,
+    /// Times the element of another matrix of C's layout: the gate of a gated MLP.
+    pub multiply: bool,
+    /// Plus the element of another matrix of C's layout.
+    pub residual: bool,
+}
+
+/// [`Activation`] with an order, so that a micro-kernel's shape can be a map key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ActivationOrd(pub Activation);
+
+impl PartialOrd for ActivationOrd {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for ActivationOrd {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.name().cmp(other.0.name())
+    }
+}
+
+/// Everything that decides the code of one micro-kernel. Strides and lengths in elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Micro {
+    pub rows: usize,
+    pub vectors: usize,
+    pub lanes: usize,
+    /// Valid lanes of the last vector; `lanes` when all are.
+    pub last: usize,
+    /// B is padded to whole vectors (packed): its loads need no mask.
+    pub b_padded: bool,
+    pub unroll: usize,
+    /// The depth of every call is a multiple of `unroll`.
+    pub whole_unroll: bool,
+    pub lda: usize,
+    pub ldb: usize,
+    pub ldc: usize,
+    /// Start from C instead of zero.
+    pub accumulate: bool,
+    /// Present on the last depth block.
+    pub epilogue: Option<Epilogue>,
+    /// Lengths of the buffers, which are part of their types.
+    pub a_len: usize,
+    pub b_len: usize,
+    pub c_len: usize,
+    pub bias_len: usize,
+    pub scale_len: usize,
+    pub extra_len: usize,
+}
+
+/// Where one call of a micro-kernel reads and writes.
+pub struct Operands {
+    pub a: (Mem, Val),
+    pub b: (Mem, Val),
+    pub c: (Mem, Val),
+    pub depth: Val,
+    /// Bias vector and the tile's first column.
+    pub bias: Option<(Mem, Val)>,
+    /// Row scales and the tile's first row.
+    pub row_scale: Option<(Mem, Val)>,
+    /// Matrices of C's layout; addressed like C.
+    pub multiply: Option<(Mem, Val)>,
+    pub residual: Option<(Mem, Val)>,
+}
+
+/// The micro-kernels that a module needs, each emitted once.
+#[derive(Default)]
+pub struct MicroKernels {
+    names: BTreeMap<Micro, String>,
+    text: String,
+}
+
+impl MicroKernels {
+    /// The functions' text, to be put into the module.
+    pub fn into_text(self) -> String {
+        self.text
+    }
+
+    /// Emits a call of the micro-kernel of this shape, and the kernel itself the first time.
+    pub fn call(&mut self, code: &mut Code, micro: Micro, operands: &Operands) {
+        if !self.names.contains_key(&micro) {
+            let name =
+                format!("tile_{}x{}_{}", micro.rows, (micro.vectors - 1) * micro.lanes + micro.last, self.names.len());
+            self.text += &emit(&name, micro);
+            self.names.insert(micro, name);
+        }
+        let mut arguments = Vec::new();
+        let index = "index".to_owned();
+        let pairs = [Some(operands.a), Some(operands.b), Some(operands.c)].into_iter().chain(extras(micro, operands));
+        for (mem, at) in pairs.flatten() {
+            arguments.push(mem.argument());
+            arguments.push((at, index.clone()));
+        }
+        arguments.push((operands.depth, index));
+        code.call(&self.names[&micro], &arguments);
+    }
+}
+
+/// The operands that the epilogue of `micro` reads, in parameter order.
+fn extras(micro: Micro, operands: &Operands) -> [Option<(Mem, Val)>; 4] {
+    let epilogue = micro.epilogue.unwrap_or_default();
+    [
+        operands.row_scale.filter(|_| epilogue.row_scale),
+        operands.bias.filter(|_| epilogue.bias),
+        operands.multiply.filter(|_| epilogue.multiply),
+        operands.residual.filter(|_| epilogue.residual),
+    ]
+}
+
+fn emit(name: &str, micro: Micro) -> String {
+    let mut code = Code::new(micro.lanes);
+    let code_ref = &mut code;
+    let mut header = Vec::new();
+    let mut buffer = |code: &mut Code, len: usize, present: bool| {
+        present.then(|| {
+            let (mem, at) = (Mem { val: code.parameter(), len }, code.parameter());
+            header.push(format!("{}: {}, {at}: index", mem.val, mem.ty()));
+            (mem, at)
+        })
+    };
+    let epilogue = micro.epilogue.unwrap_or_default();
+    let a = buffer(code_ref, micro.a_len, true);
+    let b = buffer(code_ref, micro.b_len, true);
+    let c = buffer(code_ref, micro.c_len, true);
+    let row_scale = buffer(code_ref, micro.scale_len, epilogue.row_scale);
+    let bias = buffer(code_ref, micro.bias_len, epilogue.bias);
+    let multiply = buffer(code_ref, micro.extra_len, epilogue.multiply);
+    let residual = buffer(code_ref, micro.extra_len, epilogue.residual);
+    let depth = code_ref.parameter();
+    header.push(format!("{depth}: index"));
+    let (Some(a), Some(b), Some(c)) = (a, b, c) else { unreachable!("buffers that are always present") };
+
+    let mut tile = Tile { code: code_ref, micro, masks: Vec::new() };
+    tile.masks = tile.column_masks();
+    let initial = tile.initial(c);
+    let sums = tile.product(a, b, depth, initial);
+    let extras = Extras { row_scale, bias, multiply, residual };
+    tile.finish(c, sums, &extras);
+    let header =
+        format!("func.func private @{name}({}) attributes {{passthrough = [\"noinline\"]}}", header.join(", "));
+    code.finish(header)
+}
+
+/// A tile being emitted: `rows` x `vectors` values, row by row.
+struct Tile<'a> {
+    code: &'a mut Code,
+    micro: Micro,
+    /// Of each vector of a row.
+    masks: Vec<Lanes>,
+}
+
+impl Tile<'_> {
+    fn column_masks(&mut self) -> Vec<Lanes> {
+        let Micro { vectors, last, .. } = self.micro;
+        let tail = self.code.first_lanes(last);
+        (0..vectors).map(|vector| if vector + 1 == vectors { tail } else { Lanes::All }).collect()
+    }
+
+    fn initial(&mut self, c: (Mem, Val)) -> Vec<Val> {
+        if self.micro.accumulate {
+            let mut values = Vec::new();
+            for row in 0..self.micro.rows {
+                let row = self.code.index(row);
+                values.extend((0..self.micro.vectors).map(|vector| self.load_at(c, row, vector)));
+            }
+            return values;
+        }
+        let zero = self.code.splat(0.0);
+        vec![zero; self.micro.rows * self.micro.vectors]
+    }
+
+    /// The depth loop, `unroll` steps in its body, and one for the remainder where a call can have one.
+    fn product(&mut self, a: (Mem, Val), b: (Mem, Val), depth: Val, initial: Vec<Val>) -> Vec<Val> {
+        let (micro, masks) = (self.micro, self.masks.clone());
+        let zero = self.code.index(0);
+        let run = |code: &mut Code, low: Val, high: Val, unroll: usize, sums: Vec<Val>| {
+            code.fold((low, high, unroll), &sums, |code, k, sums| {
+                let row_of_b = code.times(k, micro.ldb);
+                let (a_at, b_at) = (code.add(a.1, k), code.add(b.1, row_of_b));
+                (0..unroll).fold(sums.to_vec(), |sums, step| {
+                    one_step(code, micro, &masks, (a.0, a_at), (b.0, b_at), step, sums)
+                })
+            })
+        };
+        if micro.unroll == 1 || micro.whole_unroll {
+            return run(self.code, zero, depth, micro.unroll, initial);
+        }
+        let whole = self.code.quotient(depth, micro.unroll);
+        let whole = self.code.times(whole, micro.unroll);
+        let sums = run(self.code, zero, whole, micro.unroll, initial);
+        run(self.code, whole, depth, 1, sums)
+    }
+
+    /// Runs the epilogue and stores the tile. Without an activation that happens in registers. With one, the raw tile is stored
+    /// and finished row by row in L1: an activation needs 15 registers of its own, so the accumulators were spilled anyway,
+    /// and written out for a whole tile it is 600 vector ops that LLVM takes 150 ms for.
+    fn finish(&mut self, c: (Mem, Val), sums: Vec<Val>, extras: &Extras) {
+        let Micro { rows, vectors, epilogue, .. } = self.micro;
+        let in_memory = epilogue.is_some_and(|it| it.activation.is_some());
+        for (row, values) in sums.chunks(vectors).enumerate() {
+            let row = self.code.index(row);
+            let values = if in_memory { values.to_vec() } else { self.epilogue(row, values.to_vec(), extras) };
+            self.store_row(c, row, values);
+        }
+        if in_memory {
+            let (zero, rows) = (self.code.index(0), self.code.index(rows));
+            self.code.for_(zero, rows, 1, |code, row| {
+                let mut tile = Tile { micro: self.micro, masks: self.masks.clone(), code };
+                let values = (0..vectors).map(|vector| tile.load_at(c, row, vector)).collect();
+                let values = tile.epilogue(row, values, extras);
+                tile.store_row(c, row, values);
+            });
+        }
+    }
+
+    /// `act(value * scale[row] + bias[column]) * multiply + residual` for one row of the tile.
+    fn epilogue(&mut self, row: Val, mut values: Vec<Val>, extras: &Extras) -> Vec<Val> {
+        if let Some((mem, at)) = extras.row_scale {
+            let at = self.code.add(at, row);
+            let scale = self.code.load_scalar(mem, at);
+            let scale = self.code.broadcast(scale);
+            values = values.into_iter().map(|it| self.code.vmul(it, scale)).collect();
+        }
+        if let Some((mem, at)) = extras.bias {
+            values = self.zip(values, |tile, vector, value| {
+                let at = tile.code.offset(at, vector * tile.micro.lanes);
+                let bias = tile.code.load(mem, at, tile.masks[vector]);
+                tile.code.vadd(value, bias)
+            });
+        }
+        if let Some(ActivationOrd(function)) = self.micro.epilogue.and_then(|it| it.activation) {
+            values = values.into_iter().map(|it| math::activation(self.code, function, it)).collect();
+        }
+        if let Some(other) = extras.multiply {
+            values = self.zip(values, |tile, vector, value| {
+                let other = tile.load_at(other, row, vector);
+                tile.code.vmul(value, other)
+            });
+        }
+        if let Some(other) = extras.residual {
+            values = self.zip(values, |tile, vector, value| {
+                let other = tile.load_at(other, row, vector);
+                tile.code.vadd(value, other)
+            });
+        }
+        values
+    }
+
+    fn zip(&mut self, values: Vec<Val>, mut each: impl FnMut(&mut Self, usize, Val) -> Val) -> Vec<Val> {
+        values.into_iter().enumerate().map(|(vector, value)| each(self, vector, value)).collect()
+    }
+
+    /// Where a vector of this row of the tile is, in a matrix of C's layout.
+    fn place(&mut self, at: Val, row: Val, vector: usize) -> Val {
+        let down = self.code.times(row, self.micro.ldc);
+        let at = self.code.add(at, down);
+        self.code.offset(at, vector * self.micro.lanes)
+    }
+
+    fn load_at(&mut self, (mem, at): (Mem, Val), row: Val, vector: usize) -> Val {
+        let at = self.place(at, row, vector);
+        self.code.load(mem, at, self.masks[vector])
+    }
+
+    fn store_row(&mut self, (mem, at): (Mem, Val), row: Val, values: Vec<Val>) {
+        for (vector, value) in values.into_iter().enumerate() {
+            let at = self.place(at, row, vector);
+            self.code.store(value, mem, at, self.masks[vector]);
+        }
+    }
+}
+
+/// The operands of an epilogue, each with the element that belongs to the tile's first row and column.
+struct Extras {
+    row_scale: Option<(Mem, Val)>,
+    bias: Option<(Mem, Val)>,
+    multiply: Option<(Mem, Val)>,
+    residual: Option<(Mem, Val)>,
+}
+
+/// One rank-1 update: a row of B in vectors, each element of a column of A broadcast.
+fn one_step(
+    code: &mut Code,
+    micro: Micro,
+    masks: &[Lanes],
+    (a, a_at): (Mem, Val),
+    (b, b_at): (Mem, Val),
+    step: usize,
+    sums: Vec<Val>,
+) -> Vec<Val> {
+    let Micro { rows, vectors, lanes, lda, ldb, b_padded, .. } = micro;
+    let b_row: Vec<_> = (0..vectors)
+        .map(|vector| {
+            let at = code.offset(b_at, step * ldb + vector * lanes);
+            code.load(b, at, if b_padded { Lanes::All } else { masks[vector] })
+        })
+        .collect();
+    let mut next = Vec::with_capacity(sums.len());
+    for row in 0..rows {
+        let at = code.offset(a_at, row * lda + step);
+        let scalar = code.load_scalar(a, at);
+        let a_value = code.broadcast(scalar);
+        for vector in 0..vectors {
+            next.push(code.fma(a_value, b_row[vector], sums[row * vectors + vector]));
+        }
+    }
+    next
+}

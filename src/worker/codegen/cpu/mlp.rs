@@ -1,0 +1,122 @@
+//! The fused MLP: for each block of rows both products run back to back, the hidden rows in the workspace, so that they are
+//! read again while a cache still holds them and no d_ff-wide tensor exists.
+
+use super::{
+    emit::{Code, Mem, Val},
+    matmul::{self, Product},
+    micro::{ActivationOrd, Epilogue, MicroKernels},
+};
+use kernelforge::{manifest::spec::Activation, plan::schedule::MlpSchedule};
+
+pub struct Mlp<'a> {
+    pub rows: usize,
+    pub d_model: usize,
+    pub d_ff: usize,
+    pub activation: Activation,
+    pub gated: bool,
+    pub bias: bool,
+    pub residual: bool,
+    pub schedule: &'a MlpSchedule,
+}
+
+pub struct Buffers {
+    pub x: Mem,
+    pub gate: Option<(Mem, Option<Mem>)>,
+    pub up: (Mem, Option<Mem>),
+    pub down: (Mem, Option<Mem>),
+    pub residual: Option<Mem>,
+    pub y: Mem,
+    pub workspace: Mem,
+}
+
+impl Mlp<'_> {
+    /// A unit is one row tile of the up product; `down` has the same `mr`.
+    pub fn units(&self) -> usize {
+        self.rows.div_ceil(self.schedule.up.mr)
+    }
+
+    fn row_block(&self) -> usize {
+        self.schedule.row_block.min(self.rows.next_multiple_of(self.schedule.up.mr))
+    }
+
+    fn hidden_len(&self) -> usize {
+        self.row_block() * self.d_ff
+    }
+
+    /// Rows that the products of one row block see: their tails are those of the whole.
+    fn product<'b>(&self, n: usize, k: usize, schedule: &'b matmul::Schedule, epilogue: Epilogue) -> Product<'b> {
+        Product { m: self.rows, n, k, lda: k, ldc: n, schedule, epilogue }
+    }
+
+    fn products(&self) -> (Option<Product<'_>>, Product<'_>, Product<'_>) {
+        let activation = Some(ActivationOrd(self.activation));
+        let first = Epilogue { bias: self.bias, activation, ..Epilogue::default() };
+        let up = if self.gated { Epilogue { bias: self.bias, multiply: true, ..Epilogue::default() } } else { first };
+        let down = Epilogue { bias: self.bias, residual: self.residual, ..Epilogue::default() };
+        let schedule = self.schedule;
+        (
+            self.gated.then(|| self.product(self.d_ff, self.d_model, &schedule.up, first)),
+            self.product(self.d_ff, self.d_model, &schedule.up, up),
+            self.product(self.d_model, self.d_ff, &schedule.down, down),
+        )
+    }
+
+    /// f32 elements of working memory: the hidden rows (twice when gated), and what the products need.
+    pub fn workspace(&self) -> usize {
+        let (_, up, down) = self.products();
+        self.hidden_len() * if self.gated { 2 } else { 1 } + up.workspace().max(down.workspace())
+    }
+
+    pub fn emit_units(&self, code: &mut Code, micros: &mut MicroKernels, buffers: &Buffers, begin: Val, end: Val) {
+        let mr = self.schedule.up.mr;
+        let tiles = self.row_block() / mr;
+        let (gate, up, down) = self.products();
+        code.for_(begin, end, tiles, |code, first| {
+            let last = code.offset(first, tiles);
+            let last = code.min(last, end);
+            // A product addresses rows by their place in the whole; the hidden rows begin at the block's first.
+            let first_row = code.times(first, mr);
+            let hidden_before = code.times(first_row, self.d_ff);
+            let zero = code.index(0);
+            let hidden = |code: &mut Code, at: usize| {
+                let at = code.index(at);
+                (buffers.workspace, code.sub(at, hidden_before))
+            };
+            let scratch = {
+                let at = code.index(self.hidden_len() * if self.gated { 2 } else { 1 });
+                Some((buffers.workspace, at))
+            };
+            let mut run = |code: &mut Code, product: &Product<'_>, buffers: matmul::Buffers| {
+                let panels = code.index(product.n.div_ceil(product.schedule.nr));
+                product.emit(code, micros, buffers, (first, last), (zero, panels));
+            };
+            let input = matmul::Buffers {
+                a: (buffers.x, zero),
+                b: buffers.up.0,
+                c: hidden(code, 0),
+                bias: buffers.up.1,
+                multiply: None,
+                residual: None,
+                workspace: scratch,
+            };
+            match (&gate, buffers.gate) {
+                (Some(gate), Some((weight, bias))) => {
+                    let gated = hidden(code, self.hidden_len());
+                    run(code, gate, matmul::Buffers { b: weight, c: gated, bias, ..input });
+                    run(code, &up, matmul::Buffers { multiply: Some(gated), ..input });
+                }
+                _ => run(code, &up, input),
+            }
+            let output = matmul::Buffers {
+                a: hidden(code, 0),
+                b: buffers.down.0,
+                c: (buffers.y, zero),
+                bias: buffers.down.1,
+                multiply: None,
+                residual: buffers.residual.map(|it| (it, zero)),
+                workspace: scratch,
+            };
+            run(code, &down, output);
+        });
+    }
+}

@@ -1,0 +1,116 @@
+//! `kforge run`: one call of a built kernel on tensors that somebody gives, so that anyone can check it against another
+//! framework.
+//!
+//! Tensors have the names and shapes of the stage graph (`x`, `attn.wq`, ...; weights [K, N] row-major). Rotary tables follow
+//! from the block and need not be given. Without a file every tensor is drawn from the seed.
+
+use crate::{
+    device::{cpu::LoadedKernel, threads::Threads},
+    verify::{
+        candidate::{Candidate, Compiled, Tensors},
+        inputs,
+    },
+};
+use kernelforge::{
+    manifest::spec::BlockSpec,
+    plan::{
+        kernel::Kernel,
+        stage::{Role, Tensor, TensorId},
+    },
+    protocol::{Failure, FailureKind},
+};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+
+pub struct Request<'a> {
+    pub object: &'a [u8],
+    pub kernel: Kernel,
+    pub block: &'a BlockSpec,
+    pub threads: usize,
+    pub seed: u64,
+    /// A safetensors file with every input and weight.
+    pub tensors: Option<&'a [u8]>,
+    /// Return what went in and every stage's output too.
+    pub stages: bool,
+}
+
+/// Runs the kernel once and returns a safetensors file: the outputs; with `stages` also inputs, weights and stage outputs.
+///
+/// # Errors
+/// `BadInput`, one failure for all tensors that are missing, unknown, or of the wrong shape or type.
+pub fn run(request: Request<'_>) -> Result<Vec<u8>, Failure> {
+    let loaded = LoadedKernel::load(request.object, request.kernel)?;
+    // Fails early where the system cannot start the threads.
+    Threads::new(request.threads)?;
+    let mut kernel = Compiled::new(&loaded, request.threads)?;
+    inputs::fill(&mut kernel, inputs::rope_theta(request.block), request.seed);
+    if let Some(bytes) = request.tensors {
+        given(&mut kernel, bytes)?;
+    }
+    kernel.prepare();
+    kernel.poison(f32::NAN);
+    if request.stages || request.threads > 1 {
+        (0..kernel.graph().stages.len()).for_each(|it| kernel.stage(it));
+    } else {
+        kernel.block();
+    }
+    let kept = |it: &Tensor| request.stages || it.role == Role::Output;
+    let tensors: Vec<_> = kernel.graph().tensors.iter().enumerate().filter(|it| kept(it.1)).collect();
+    let bytes: Vec<Vec<u8>> = tensors.iter().map(|it| to_bytes(kernel.tensor(TensorId(it.0)))).collect();
+    let views = tensors.iter().zip(&bytes).map(|((_, tensor), bytes)| {
+        let view = TensorView::new(Dtype::F32, tensor.shape.clone(), bytes).map_err(internal)?;
+        Ok((tensor.name.as_str(), view))
+    });
+    let views = views.collect::<Result<Vec<_>, Failure>>()?;
+    safetensors::serialize(views, None).map_err(internal)
+}
+
+fn internal(error: impl std::fmt::Display) -> Failure {
+    Failure::new(FailureKind::Internal, format!("the tensors cannot be written: {error}"))
+}
+
+fn to_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|it| it.to_le_bytes()).collect()
+}
+
+/// Copies the file's tensors into the kernel's.
+fn given(kernel: &mut Compiled<'_>, bytes: &[u8]) -> Result<(), Failure> {
+    let file = SafeTensors::deserialize(bytes)
+        .map_err(|it| Failure::new(FailureKind::BadInput, format!("the input is no safetensors file: {it}")))?;
+    let wanted: Vec<_> =
+        kernel.graph().tensors.iter().enumerate().map(|(index, it)| (TensorId(index), it.clone())).collect();
+    let wanted: Vec<_> = wanted.into_iter().filter(|it| matches!(it.1.role, Role::Input | Role::Weight)).collect();
+    let mut problems = Vec::new();
+    for name in file.names() {
+        if !wanted.iter().any(|it| it.1.name == name) {
+            problems.push(format!("`{name}` is no tensor of this block"));
+        }
+    }
+    for (id, tensor) in &wanted {
+        match file.tensor(&tensor.name) {
+            Err(_) if tensor.name.starts_with("rope.") => {}
+            Err(_) => problems.push(format!("`{}` {:?} is missing", tensor.name, tensor.shape)),
+            Ok(view) if view.dtype() != Dtype::F32 => {
+                problems.push(format!("`{}` is {}: f32 is expected", tensor.name, view.dtype()));
+            }
+            Ok(view) if view.shape() != tensor.shape => {
+                problems.push(format!(
+                    "`{}` has shape {:?}: {:?} is expected",
+                    tensor.name,
+                    view.shape(),
+                    tensor.shape
+                ));
+            }
+            Ok(view) => {
+                let values = view.data().chunks_exact(4).map(|it| f32::from_le_bytes([it[0], it[1], it[2], it[3]]));
+                kernel.tensor_mut(*id).iter_mut().zip(values).for_each(|(to, from)| *to = from);
+            }
+        }
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let count = problems.len();
+    let message = format!("{count} of the given tensors do not fit: {}", problems.join("; "));
+    Err(Failure::new(FailureKind::BadInput, message)
+        .with_hint("`kforge run BLOCK@TARGET --stages --output FILE` writes a file with every tensor's name and shape"))
+}

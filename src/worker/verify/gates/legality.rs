@@ -1,0 +1,31 @@
+//! V0: the plan is one that the operation's shape and the device's limits allow. An illegal plan never runs.
+
+use kernelforge::{
+    host::CpuFacts,
+    plan::{Plan, constraint, stage::StageGraph},
+    protocol::{Gate, GateResult, GateStatus},
+};
+
+/// One result for each stage, and one for each name in the plan that is no stage.
+pub fn check(graph: &StageGraph, plan: &Plan, cpu: &CpuFacts) -> Vec<GateResult> {
+    let stages = graph.stages.iter().map(|stage| {
+        let violation = constraint::resolve(stage, plan, cpu).err().map(|it| it.to_string());
+        result(&stage.name, violation)
+    });
+    let unknown = plan.stages.keys().filter(|name| graph.stage(name).is_none());
+    let unknown = unknown.map(|name| result(name, Some(format!("the plan schedules `{name}`, which is no stage"))));
+    stages.chain(unknown).collect()
+}
+
+fn result(stage: &str, violation: Option<String>) -> GateResult {
+    GateResult {
+        gate: Gate::V0Legality,
+        stage: Some(stage.to_owned()),
+        case: "schedule".to_owned(),
+        status: if violation.is_none() { GateStatus::Passed } else { GateStatus::Failed },
+        checked: 1,
+        worst_ratio: None,
+        mismatch: None,
+        message: violation.unwrap_or_default(),
+    }
+}

@@ -1,0 +1,174 @@
+//! Seeded tensors: weights and inputs of a whole block, and the input regimes of single stages. Everything that runs a
+//! kernel without a user's tensors fills it here, so that timed, verified and printed runs see the same distributions.
+
+use super::candidate::Tensors;
+use kernelforge::{
+    manifest::spec::BlockSpec,
+    plan::stage::{Role, Stage, StageOp, TensorId},
+};
+use rand::{Rng, SeedableRng};
+use rand_pcg::Pcg64Mcg;
+
+/// Kinds of activations that a stage is given. Each stresses another term of the bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Regime {
+    /// What the stages before it computed from a standard normal `x`.
+    Normal,
+    /// Rows that hardly vary: layer-norm variance close to epsilon, uniform attention.
+    NearConstant,
+    /// Logits far apart, rows ruled by few elements.
+    Peaky,
+    /// Magnitudes around 2^30.
+    Large,
+    /// Magnitudes around 2^-30.
+    Small,
+}
+
+impl Regime {
+    /// The regimes that a stage is given beside what it receives in the block.
+    pub const SYNTHETIC: [Self; 4] = [Self::NearConstant, Self::Peaky, Self::Large, Self::Small];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Normal => "normal",
+            Self::NearConstant => "near-constant rows",
+            Self::Peaky => "peaky",
+            Self::Large => "large magnitudes",
+            Self::Small => "small magnitudes",
+        }
+    }
+}
+
+/// A reproducible stream of numbers. Streams with different `lane`s are independent.
+pub struct Source(Pcg64Mcg);
+
+impl Source {
+    pub fn new(seed: u64, lane: u64) -> Self {
+        Self(Pcg64Mcg::seed_from_u64(seed ^ lane.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+    }
+
+    /// Mean 0, variance 1, close to normal: the sum of four uniforms. One draw of 64 bits; Box-Muller costs ten times as
+    /// much, which for the 218 million weights of a Llama-3-8B block is seconds.
+    pub fn normal(&mut self) -> f32 {
+        let bits = self.0.next_u64();
+        let sum = (0..4).map(|it| ((bits >> (16 * it)) & 0xffff) as u32).sum::<u32>();
+        // The sum of four uniforms on 0..=65535 has mean 131070 and standard deviation 65536 / sqrt(3).
+        (sum as f32 - 131_070.0) * (1.732_050_8 / 65_536.0)
+    }
+
+    /// A whole number of -limit..=limit.
+    pub fn integer(&mut self, limit: u32) -> f32 {
+        (self.below(2 * limit as usize + 1) as i64 - i64::from(limit)) as f32
+    }
+
+    /// An index of 0..bound; `bound` is at most 2^32.
+    pub fn below(&mut self, bound: usize) -> usize {
+        (((self.0.next_u64() >> 32) * bound as u64) >> 32) as usize
+    }
+
+    /// -1 or 1.
+    pub fn sign(&mut self) -> f32 {
+        if self.0.next_u64() >> 63 == 0 { 1.0 } else { -1.0 }
+    }
+}
+
+/// The base of the block's rotary embedding, 0 where there is none.
+pub fn rope_theta(block: &BlockSpec) -> f64 {
+    match block {
+        BlockSpec::Transformer { attention, .. }
+        | BlockSpec::TransformerMicroblock { attention, .. }
+        | BlockSpec::Attention { attention, .. } => attention.rope_theta,
+        BlockSpec::Microblock { .. }
+        | BlockSpec::Mlp { .. }
+        | BlockSpec::Matmul { .. }
+        | BlockSpec::LayerNorm { .. } => 0.0,
+    }
+}
+
+/// One rotary table [seq, half], `half` = head_dim / 2: element (p, i) is f(p theta^(-i / half)), evaluated in f64 and
+/// rounded once.
+pub fn rope_table(table: &mut [f32], half: usize, theta: f64, f: fn(f64) -> f64) {
+    for (position, row) in table.chunks_exact_mut(half).enumerate() {
+        for (i, it) in row.iter_mut().enumerate() {
+            *it = f(position as f64 * theta.powf(-(i as f64) / half as f64)) as f32;
+        }
+    }
+}
+
+/// Fills every input and weight of the graph: `x` standard normal, matrices normal with variance 1/K so that activations
+/// keep their size, gains around 1, biases large enough that a dropped one is seen, rotary tables of base `rope_theta`.
+pub fn fill(tensors: &mut dyn Tensors, rope_theta: f64, seed: u64) {
+    for index in 0..tensors.graph().tensors.len() {
+        let tensor = &tensors.graph().tensors[index];
+        let (role, shape, name) = (tensor.role, tensor.shape.clone(), tensor.name.clone());
+        let mut source = Source::new(seed, index as u64);
+        let data = tensors.tensor_mut(TensorId(index));
+        match (role, shape.as_slice()) {
+            (Role::Value | Role::Output, _) => {}
+            (Role::Input, _) => data.fill_with(|| source.normal()),
+            (Role::Weight, &[_, half]) if name == "rope.cos" => rope_table(data, half, rope_theta, f64::cos),
+            (Role::Weight, &[_, half]) if name == "rope.sin" => rope_table(data, half, rope_theta, f64::sin),
+            (Role::Weight, &[depth, _]) => {
+                let scale = 1.0 / (depth as f32).sqrt();
+                data.fill_with(|| scale * source.normal());
+            }
+            (Role::Weight, _) if name.ends_with("gain") => data.fill_with(|| 1.0 + 0.25 * source.normal()),
+            (Role::Weight, _) => data.fill_with(|| 0.5 * source.normal()),
+        }
+    }
+}
+
+/// Overwrites everything that `stage` reads and that is no weight with activations of a regime.
+pub fn fill_stage(tensors: &mut dyn Tensors, stage: &Stage, regime: Regime, seed: u64) {
+    for (position, &id) in stage.inputs.iter().enumerate() {
+        let tensor = tensors.graph().tensor(id);
+        if tensor.role == Role::Weight {
+            continue;
+        }
+        let width = tensor.shape.last().copied().unwrap_or(1);
+        let mut source = Source::new(seed, 0x5eed_0000 + id.0 as u64);
+        let shape = row_shape(&stage.op, position, width, regime);
+        for row in tensors.tensor_mut(id).chunks_mut(width) {
+            let offset = shape.offset * source.sign();
+            row.fill_with(|| offset + shape.deviation * source.normal());
+            if shape.outlier != 1.0 {
+                let at = source.below(width);
+                row[at] *= shape.outlier;
+            }
+        }
+    }
+}
+
+/// How the rows of one operand are drawn: offset +- deviation, one element of each row times `outlier`.
+struct RowShape {
+    offset: f32,
+    deviation: f32,
+    outlier: f32,
+}
+
+fn row_shape(op: &StageOp, position: usize, width: usize, regime: Regime) -> RowShape {
+    let plain = |deviation| RowShape { offset: 0.0, deviation, outlier: 1.0 };
+    let (large, small) = (2f32.powi(30), 2f32.powi(-30));
+    match (op, regime) {
+        // Variance equal to epsilon, around an offset as large as lets the bound decide: the mean's own error, gamma_n times
+        // the offset, must stay well under the deviation (BERT's epsilon of 1e-12 leaves room for 3e-3 at width 768).
+        (StageOp::LayerNorm { eps, .. }, Regime::NearConstant) => {
+            let deviation = eps.sqrt();
+            let decidable = deviation / (16.0 * super::bounds::gamma(width));
+            RowShape { offset: decidable.min(1.0) as f32, deviation: deviation as f32, outlier: 1.0 }
+        }
+        (StageOp::RmsNorm { eps, .. }, Regime::NearConstant) => plain(eps.sqrt() as f32),
+        // Keys that hardly differ make uniform weights.
+        (StageOp::Attention { .. }, Regime::NearConstant) if position == 1 => plain(1.0 / 1024.0),
+        // Logits of a deviation around 64: one key takes all the weight, and exp without the maximum subtracted overflows.
+        (StageOp::Attention { .. }, Regime::Peaky) if position < 2 => plain(8.0),
+        // Logits of 2^60 have a bound that is not finite; the values can be large all the same.
+        (StageOp::Attention { .. }, Regime::Large) if position < 2 => plain(1.0),
+        (StageOp::Attention { .. }, Regime::Peaky | Regime::NearConstant) => plain(1.0),
+        (_, Regime::Normal) => plain(1.0),
+        (_, Regime::NearConstant) => RowShape { offset: 1.0, deviation: 1.0 / 1024.0, outlier: 1.0 },
+        (_, Regime::Peaky) => RowShape { offset: 0.0, deviation: 1.0, outlier: 256.0 },
+        (_, Regime::Large) => plain(large),
+        (_, Regime::Small) => plain(small),
+    }
+}

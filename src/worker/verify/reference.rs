@@ -1,0 +1,370 @@
+//! What a stage computes, in f64, from the inputs it is given; and beside it, when asked, how far a correct f32 kernel may
+//! be away. Any subset of the output's rows can be asked for, because no stage needs another row's output.
+//!
+//! Matrix products go through ndarray's f64 `dot`; a weight matrix is widened a panel of columns at a time, so that a
+//! weight of 500 MB never exists as 1 GB.
+
+use super::{bounds, functions::activation};
+use kernelforge::{
+    manifest::spec::Activation,
+    plan::stage::{Factor, StageOp},
+};
+use ndarray::{Array1, Array2, ArrayView1, Axis, Zip, linalg::general_mat_mul, s};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// A tensor that a stage reads: the candidate's own f32, or the f64 of an evaluation that never rounds to f32.
+#[derive(Debug, Clone, Copy)]
+pub enum Operand<'a> {
+    F32(&'a [f32]),
+    F64(&'a [f64]),
+}
+
+impl Operand<'_> {
+    fn copy(self, range: Range<usize>, to: &mut Vec<f64>) {
+        match self {
+            Self::F32(data) => to.extend(data[range].iter().map(|&it| f64::from(it))),
+            Self::F64(data) => to.extend_from_slice(&data[range]),
+        }
+    }
+
+    /// The part of a [_, width] matrix where `rows` and `columns` cross.
+    fn part(self, width: usize, rows: impl ExactSizeIterator<Item = usize>, columns: Range<usize>) -> Array2<f64> {
+        let shape = (rows.len(), columns.len());
+        let mut data = Vec::with_capacity(shape.0 * shape.1);
+        rows.for_each(|row| self.copy(row * width + columns.start..row * width + columns.end, &mut data));
+        dense(shape, data)
+    }
+
+    pub fn rows(self, width: usize, rows: &[usize]) -> Array2<f64> {
+        self.part(width, rows.iter().copied(), 0..width)
+    }
+
+    fn vector(self, len: usize) -> Array1<f64> {
+        let mut data = Vec::with_capacity(len);
+        self.copy(0..len, &mut data);
+        Array1::from_vec(data)
+    }
+}
+
+fn dense(shape: (usize, usize), data: Vec<f64>) -> Array2<f64> {
+    // Callers fill shape.0 * shape.1 elements by construction; an empty result would fail every comparison loudly.
+    Array2::from_shape_vec(shape, data).unwrap_or_default()
+}
+
+/// How much is evaluated beside the value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    Value,
+    /// The bound for any f32 arithmetic.
+    Bound,
+    /// The bound where every sum of products is exact by the choice of inputs: what activations add, and what is computed
+    /// from them. Zero for stages without an inexact function.
+    ExactSums,
+}
+
+impl Detail {
+    /// The error of one rounding, or of a product, that exact sums do not have.
+    fn unless_exact(self, error: impl FnOnce() -> f64) -> f64 {
+        if self == Self::Bound { error() } else { 0.0 }
+    }
+}
+
+/// The rows of a stage's output that were asked for, in that order.
+#[derive(Debug, Clone)]
+pub struct Reference {
+    pub value: Array2<f64>,
+    /// Element by element; all zero when only the value was asked for.
+    pub bound: Array2<f64>,
+}
+
+/// Evaluates `rows` of the output of `op`. `inputs` in the order of the stage's inputs.
+pub fn evaluate(op: &StageOp, inputs: &[Operand], rows: &[usize], detail: Detail) -> Reference {
+    match *op {
+        StageOp::Matmul { n, k, bias, activation, residual, .. } => {
+            let a = inputs[0].rows(k, rows);
+            let bias = bias.then(|| inputs[2]);
+            let layer = Layer { w: inputs[1], bias, k, n };
+            let linear = layer.apply(&Reference::exact(a), detail);
+            let done = linear.activated(activation, detail);
+            done.plus(residual.then(|| inputs[inputs.len() - 1].rows(n, rows)), activation, detail)
+        }
+        StageOp::Mlp { d_model, d_ff, activation, gated, bias, residual, .. } => {
+            let mut layers = inputs[1..].iter().copied();
+            let mut next = |k, n| Layer {
+                w: layers.next().unwrap_or(Operand::F64(&[])),
+                bias: if bias { layers.next() } else { None },
+                k,
+                n,
+            };
+            let x = Reference::exact(inputs[0].rows(d_model, rows));
+            let gate = gated.then(|| next(d_model, d_ff).apply(&x, detail).activated(Some(activation), detail));
+            let up = next(d_model, d_ff).apply(&x, detail);
+            // Products and sums of activations are not exact, whatever the inputs were.
+            let after = if detail == Detail::ExactSums { Detail::Bound } else { detail };
+            let hidden = match gate {
+                Some(gate) => gate.times(&up, after),
+                None => up.activated(Some(activation), detail),
+            };
+            let detail = after;
+            let down = next(d_ff, d_model).apply(&hidden, detail);
+            down.plus(residual.then(|| inputs[inputs.len() - 1].rows(d_model, rows)), None, detail)
+        }
+        StageOp::Attention { seq, heads, kv_heads, head_dim, causal, scale, .. } => {
+            let shape = AttentionShape { seq, heads, kv_heads, head_dim, causal, scale };
+            attention(shape, inputs, rows, detail)
+        }
+        StageOp::LayerNorm { width, eps, .. } => {
+            norm(inputs, width, rows, detail, |row| bounds::NormRow::layer_norm(row, eps))
+        }
+        StageOp::RmsNorm { width, eps, .. } => {
+            norm(inputs, width, rows, detail, |row| bounds::NormRow::rms_norm(row, eps))
+        }
+        StageOp::Rope { seq, heads, head_dim, .. } => rope(inputs, seq, heads, head_dim, rows, detail),
+        StageOp::Activation { width, function, .. } => {
+            Reference::exact(inputs[0].rows(width, rows)).activated(Some(function), detail)
+        }
+        StageOp::Add { width, .. } => {
+            Reference::exact(inputs[0].rows(width, rows)).plus(Some(inputs[1].rows(width, rows)), None, detail)
+        }
+        StageOp::Mul { width, .. } => {
+            let b = Reference::exact(inputs[1].rows(width, rows));
+            Reference::exact(inputs[0].rows(width, rows)).times(&b, detail)
+        }
+        StageOp::Scale { width, factor, .. } => {
+            let value = inputs[0].rows(width, rows) * factor.value();
+            let evaluated = matches!(factor, Factor::InverseSqrt(_));
+            let bound = value.mapv(|y| detail.unless_exact(|| bounds::scaled(y, evaluated)));
+            Reference { value, bound }
+        }
+    }
+}
+
+impl Reference {
+    /// Given values: no error.
+    fn exact(value: Array2<f64>) -> Self {
+        let bound = Array2::zeros(value.raw_dim());
+        Self { value, bound }
+    }
+
+    fn activated(mut self, function: Option<Activation>, detail: Detail) -> Self {
+        let Some(function) = function else { return self };
+        Zip::from(&mut self.value).and(&mut self.bound).for_each(|value, bound| {
+            let h = *value;
+            *value = activation(function, h);
+            if detail != Detail::Value {
+                *bound = bounds::activation(function, h, *bound, *value);
+            }
+        });
+        self
+    }
+
+    /// Adds a residual; `activation` is what came before, because a sum after an inexact function is not exact.
+    fn plus(mut self, residual: Option<Array2<f64>>, activation: Option<Activation>, detail: Detail) -> Self {
+        let Some(residual) = residual else { return self };
+        let exact = detail == Detail::ExactSums && matches!(activation, None | Some(Activation::Relu));
+        self.value += &residual;
+        if detail != Detail::Value && !exact {
+            Zip::from(&mut self.bound).and(&self.value).for_each(|bound, &y| *bound = bounds::sum(*bound, y));
+        }
+        self
+    }
+
+    fn times(mut self, other: &Self, detail: Detail) -> Self {
+        Zip::from(&mut self.value).and(&mut self.bound).and(&other.value).and(&other.bound).for_each(
+            |value, bound, &g, &error_g| {
+                let a = *value;
+                *bound = detail.unless_exact(|| bounds::factors(a, *bound, g, error_g));
+                *value = a * g;
+            },
+        );
+        self
+    }
+}
+
+/// x w + b.
+struct Layer<'a> {
+    w: Operand<'a>,
+    bias: Option<Operand<'a>>,
+    k: usize,
+    n: usize,
+}
+
+/// Columns of a weight matrix that are widened at a time: with K = 4096, 4 MB.
+const PANEL: usize = 128;
+
+impl Layer<'_> {
+    /// The product of x, which has errors of its own: bound E_x |w| + gamma_k (|x| + E_x) |w| + u |y|, then the bias.
+    fn apply(&self, x: &Reference, detail: Detail) -> Reference {
+        let rows = x.value.nrows();
+        let mut value = Array2::zeros((rows, self.n));
+        let mut bound = Array2::zeros((rows, self.n));
+        // Multiplied by |w|: |x| alone where x is exact, so that `bounds::product` sees the plain magnitude.
+        let exact = x.bound.iter().all(|&it| it == 0.0);
+        let weight = match (detail, exact) {
+            (Detail::Bound, true) => Some(x.value.mapv(f64::abs)),
+            (Detail::Bound, false) => {
+                Some(Zip::from(&x.value).and(&x.bound).map_collect(|&x, &e| bounds::weight_error(self.k, x.abs(), e)))
+            }
+            _ => None,
+        };
+        let bias = self.bias.map(|it| it.vector(self.n));
+        let panels: Vec<_> = value
+            .axis_chunks_iter_mut(Axis(1), PANEL)
+            .zip(bound.axis_chunks_iter_mut(Axis(1), PANEL))
+            .enumerate()
+            .collect();
+        panels.into_par_iter().for_each(|(index, (mut value, mut bound))| {
+            let columns = index * PANEL..index * PANEL + value.ncols();
+            let mut w = self.w.part(self.n, 0..self.k, columns.clone());
+            general_mat_mul(1.0, &x.value, &w, 0.0, &mut value);
+            if let Some(weight) = &weight {
+                w.mapv_inplace(f64::abs);
+                general_mat_mul(1.0, weight, &w, 0.0, &mut bound);
+                Zip::from(&mut bound).and(&value).for_each(|bound, &c| {
+                    *bound = match exact {
+                        true => bounds::product(self.k, *bound, c),
+                        false => bounds::rounded(*bound, c) + self.k as f64 * bounds::ETA,
+                    };
+                });
+            }
+            if let Some(bias) = &bias {
+                value += &bias.slice(s![columns]);
+                Zip::from(&mut bound).and(&value).for_each(|bound, &h| {
+                    *bound = detail.unless_exact(|| bounds::sum(*bound, h));
+                });
+            }
+        });
+        Reference { value, bound }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct AttentionShape {
+    seq: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    causal: bool,
+    scale: f64,
+}
+
+/// softmax(scale q k^T + mask) v, head by head: four f64 products where the value alone needs two.
+fn attention(shape: AttentionShape, inputs: &[Operand], rows: &[usize], detail: Detail) -> Reference {
+    let AttentionShape { seq, heads, kv_heads, head_dim, .. } = shape;
+    let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
+    let mut out = Reference::exact(Array2::zeros((rows.len(), width)));
+    let heads_out: Vec<_> = out
+        .value
+        .axis_chunks_iter_mut(Axis(1), head_dim)
+        .zip(out.bound.axis_chunks_iter_mut(Axis(1), head_dim))
+        .enumerate()
+        .collect();
+    heads_out.into_par_iter().for_each(|(head, (mut value, mut bound))| {
+        let kv_head = head / (heads / kv_heads);
+        let (columns, kv_columns) = (head * head_dim, kv_head * head_dim);
+        for batch in batches(rows, seq) {
+            let wanted = &rows[batch.clone()];
+            let first = wanted[0] / seq * seq;
+            let q = inputs[0].part(width, wanted.iter().copied(), columns..columns + head_dim);
+            let k = inputs[1].part(kv_width, first..first + seq, kv_columns..kv_columns + head_dim);
+            let v = inputs[2].part(kv_width, first..first + seq, kv_columns..kv_columns + head_dim);
+            let visible: Vec<usize> =
+                wanted.iter().map(|row| if shape.causal { row - first + 1 } else { seq }).collect();
+            let (p, error) = probabilities(shape, &q, &k, &visible, detail);
+            let here = s![batch, ..];
+            general_mat_mul(1.0, &p, &v, 0.0, &mut value.slice_mut(here));
+            if detail == Detail::Bound {
+                general_mat_mul(1.0, &error, &v.mapv(f64::abs), 0.0, &mut bound.slice_mut(here));
+            }
+        }
+    });
+    if detail == Detail::Bound {
+        Zip::from(&mut out.bound).and(&out.value).for_each(|bound, &o| *bound = bounds::rounded(*bound, o));
+    }
+    out
+}
+
+/// The probabilities, and what multiplies |v| in the bound; 0 where masked. Row i sees the first `visible[i]` keys.
+fn probabilities(
+    shape: AttentionShape,
+    q: &Array2<f64>,
+    k: &Array2<f64>,
+    visible: &[usize],
+    detail: Detail,
+) -> (Array2<f64>, Array2<f64>) {
+    let mut p = q.dot(&k.t()) * shape.scale;
+    let mut error = match detail {
+        Detail::Bound => q.mapv(f64::abs).dot(&k.mapv(f64::abs).t()),
+        _ => Array2::zeros(p.raw_dim()),
+    };
+    for ((mut p, mut error), &keys) in p.rows_mut().into_iter().zip(error.rows_mut()).zip(visible) {
+        p.slice_mut(s![keys..]).fill(0.0);
+        error.slice_mut(s![keys..]).fill(0.0);
+        let (Some(p), Some(error)) = (p.as_slice_mut(), error.as_slice_mut()) else { continue };
+        let (p, error) = (&mut p[..keys], &mut error[..keys]);
+        for (error, s) in error.iter_mut().zip(p.iter()) {
+            *error = bounds::score(shape.head_dim, shape.scale, *error, *s);
+        }
+        bounds::softmax(p, error);
+        for (error, p) in error.iter_mut().zip(p) {
+            *error = bounds::weight_error(keys, *p, *error);
+        }
+    }
+    (p, error)
+}
+
+/// Ranges of `rows` that lie in one sequence.
+fn batches(rows: &[usize], seq: usize) -> Vec<Range<usize>> {
+    let mut start = 0;
+    let groups = rows.chunk_by(|a, b| a / seq == b / seq);
+    groups
+        .map(|group| {
+            start += group.len();
+            start - group.len()..start
+        })
+        .collect()
+}
+
+/// Both norms: x, gain, and the bias that only layer norm has.
+fn norm(
+    inputs: &[Operand],
+    width: usize,
+    rows: &[usize],
+    detail: Detail,
+    measure: impl Fn(&[f64]) -> bounds::NormRow,
+) -> Reference {
+    let gain = inputs[1].vector(width);
+    let bias = inputs.get(2).map_or_else(|| Array1::zeros(width), |it| it.vector(width));
+    let mut out = Reference::exact(inputs[0].rows(width, rows));
+    for (mut value, mut bound) in out.value.rows_mut().into_iter().zip(out.bound.rows_mut()) {
+        let row = measure(&value.to_vec());
+        for (((value, bound), &gain), &bias) in value.iter_mut().zip(bound.iter_mut()).zip(&gain).zip(&bias) {
+            let (y, error) = row.element(*value, gain, bias);
+            *value = y;
+            *bound = detail.unless_exact(|| error);
+        }
+    }
+    out
+}
+
+fn rope(inputs: &[Operand], seq: usize, heads: usize, head_dim: usize, rows: &[usize], detail: Detail) -> Reference {
+    let half = head_dim / 2;
+    let mut out = Reference::exact(inputs[0].rows(heads * head_dim, rows));
+    let positions: Vec<usize> = rows.iter().map(|row| row % seq).collect();
+    let (cos, sin) = (inputs[1].rows(half, &positions), inputs[2].rows(half, &positions));
+    for (index, (mut value, mut bound)) in out.value.rows_mut().into_iter().zip(out.bound.rows_mut()).enumerate() {
+        let (cos, sin): (ArrayView1<f64>, ArrayView1<f64>) = (cos.row(index), sin.row(index));
+        for head in 0..heads {
+            for i in 0..half {
+                let (low, high) = (head * head_dim + i, head * head_dim + half + i);
+                let (p, q, c, s) = (value[low], value[high], cos[i], sin[i]);
+                value[low] = p * c - q * s;
+                value[high] = p * s + q * c;
+                bound[low] = detail.unless_exact(|| bounds::rotation((p * c).abs() + (q * s).abs(), value[low]));
+                bound[high] = detail.unless_exact(|| bounds::rotation((p * s).abs() + (q * c).abs(), value[high]));
+            }
+        }
+    }
+    out
+}

@@ -1,0 +1,135 @@
+//! The verifier is itself verified: right kernels pass every gate, and each wrong one is rejected by a gate that names it.
+
+use super::{
+    examine,
+    interpreter::{Interpreter, Order, Wrong},
+    samples::{self, gpt, llama},
+};
+use kernelforge::{
+    manifest::spec::{Activation, BlockSpec},
+    plan::stage::{StageGraph, StageOp},
+    protocol::{Gate, GateResult, GateStatus},
+};
+
+fn failures(block: &BlockSpec, graph: StageGraph, order: Order, wrong: Option<Wrong>, seed: u64) -> Vec<GateResult> {
+    let mut results = examine(&mut Interpreter::new(graph, order, wrong), block, seed);
+    results.retain(|it| it.status != GateStatus::Passed);
+    results
+}
+
+fn describe(results: &[GateResult]) -> String {
+    let line = |it: &GateResult| format!("{:?} {:?} {} {:?}: {}\n", it.gate, it.stage, it.case, it.status, it.message);
+    results.iter().map(line).collect()
+}
+
+#[test]
+fn right_kernels_of_every_kind_pass_whatever_their_order_of_summation() {
+    for (index, block) in samples::all().iter().enumerate() {
+        for order in Order::ALL {
+            let failed = failures(block, samples::graph(block), order, None, 40 + index as u64);
+            assert!(failed.is_empty(), "{block:?} {order:?}\n{}", describe(&failed));
+        }
+    }
+}
+
+/// The gates that reject `wrong` in `block`.
+fn gates(block: &BlockSpec, wrong: Wrong) -> Vec<Gate> {
+    let mut gates: Vec<Gate> =
+        failures(block, samples::graph(block), Order::Forward, Some(wrong), 7).iter().map(|it| it.gate).collect();
+    gates.dedup();
+    gates
+}
+
+#[test]
+fn every_wrong_kernel_is_rejected_by_the_gates_meant_for_it() {
+    use Gate::{V1Exactness as Exact, V2Bound as Bound, V4Memory as Memory};
+    let expected = |wrong| match wrong {
+        Wrong::StaleWorkspace | Wrong::InputModified | Wrong::BlockDiffers | Wrong::ReadsOutput => Memory,
+        Wrong::LastRowSkipped | Wrong::UniformAttention | Wrong::NoMaxSubtraction => Bound,
+        Wrong::UntransposedKeys | Wrong::MaskLate | Wrong::KvHeadByRemainder | Wrong::FewerTerms => Exact,
+        _ => Bound,
+    };
+    for wrong in Wrong::ALL {
+        let found: Vec<Gate> = [gpt(), llama()].iter().flat_map(|block| gates(block, wrong)).collect();
+        println!("{wrong:?}: {found:?}");
+        assert!(found.contains(&expected(wrong)), "{wrong:?} is rejected by {found:?} only");
+    }
+}
+
+/// Applies `change` to each stage's op and says whether the meaning gate alone sees it: the candidate computes faithfully
+/// what the changed stages say.
+#[track_caller]
+fn changed_meaning(block: &BlockSpec, change: impl Fn(&mut StageOp)) {
+    let mut graph = samples::graph(block);
+    graph.stages.iter_mut().for_each(|it| change(&mut it.op));
+    assert_ne!(graph, samples::graph(block), "the change changes nothing");
+    let failed = failures(block, graph, Order::Forward, None, 3);
+    let gates: Vec<Gate> = failed.iter().map(|it| it.gate).collect();
+    assert!(!gates.is_empty() && gates.iter().all(|&it| it == Gate::V2Meaning), "{}", describe(&failed));
+}
+
+#[test]
+fn stages_with_another_epsilon_do_not_mean_the_block() {
+    for block in [gpt(), llama()] {
+        changed_meaning(&block, |op| {
+            if let StageOp::LayerNorm { eps, .. } | StageOp::RmsNorm { eps, .. } = op {
+                *eps *= 10.0;
+            }
+        });
+    }
+}
+
+#[test]
+fn stages_with_an_epsilon_rounded_to_f32_do_not_mean_the_block() {
+    changed_meaning(&gpt(), |op| {
+        if let StageOp::LayerNorm { eps, .. } = op {
+            *eps = f64::from(*eps as f32);
+        }
+    });
+}
+
+#[test]
+fn stages_with_the_tanh_gelu_do_not_mean_the_erf_gelu() {
+    changed_meaning(&gpt(), |op| {
+        if let StageOp::Mlp { activation, .. } = op {
+            *activation = Activation::GeluTanh;
+        }
+    });
+}
+
+#[test]
+fn stages_without_the_scale_or_with_a_neighbouring_one_do_not_mean_the_block() {
+    for factor in [4.0, (16f64 / 17.0).sqrt(), (16f64 / 15.0).sqrt()] {
+        changed_meaning(&gpt(), |op| {
+            if let StageOp::Attention { scale, .. } = op {
+                *scale *= factor;
+            }
+        });
+    }
+}
+
+#[test]
+fn stages_without_the_mask_do_not_mean_the_block() {
+    changed_meaning(&gpt(), |op| {
+        if let StageOp::Attention { causal, .. } = op {
+            *causal = false;
+        }
+    });
+}
+
+#[test]
+fn a_residual_that_adds_the_branch_to_itself_does_not_mean_the_block() {
+    let mut graph = samples::graph(&gpt());
+    let residual = graph.stages.iter_mut().find(|it| it.name == "attn.residual").unwrap();
+    residual.inputs[0] = residual.inputs[1];
+    let failed = failures(&gpt(), graph, Order::Forward, None, 3);
+    assert!(!failed.is_empty() && failed.iter().all(|it| it.gate == Gate::V2Meaning), "{}", describe(&failed));
+}
+
+#[test]
+fn a_tensor_that_the_block_needs_and_the_stages_lack_is_named() {
+    let mut graph = samples::graph(&gpt());
+    graph.tensors.iter_mut().filter(|it| it.name == "attn.bq").for_each(|it| it.name = "attn.bias".to_owned());
+    let failed = failures(&gpt(), graph, Order::Forward, None, 3);
+    assert_eq!(failed[0].message, "the stages have no tensor `attn.bq`, which the block needs");
+}
