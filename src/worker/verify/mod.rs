@@ -7,6 +7,8 @@
 
 pub mod bounds;
 pub mod candidate;
+#[cfg(test)]
+mod compiled_tests;
 mod coverage;
 mod functions;
 mod gates;
