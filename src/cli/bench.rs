@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     build::{
-        engine::{action, lease::lease},
+        engine::{action, lease},
         graph::StepKind,
     },
     host::CpuFacts,
@@ -63,7 +63,7 @@ pub fn main(command: Command) -> Result<Outcome, Error> {
     let benchmark = asker.with(|asked| {
         let kernel = compile(asked, &asker, &args, &cpu)?;
         let on_wait = |holder: &_| print::warning(&format!("waiting for the measurement on this device by {holder}"));
-        let lease = lease(&cpu.fingerprint(), asker.leash(), on_wait)?;
+        let lease = lease::device(&cpu.fingerprint(), asker.leash(), on_wait)?;
         let lease = lease.ok_or_else(Error::interrupted)?;
         let MatmulArgs { threads, time_ms, .. } = args;
         let action = ActionKind::BenchMatmul { threads, time_ms };

@@ -1,6 +1,6 @@
 //! What a build does and does not do again.
 
-use crate::project::{Built, Project, Run, wait_until};
+use crate::project::{Built, Project, Run, signal, wait_until};
 use kernelforge::store::Store;
 use std::{
     fs::{self, File},
@@ -190,6 +190,27 @@ fn a_build_waits_for_another_in_the_same_directory_and_names_it() {
     drop(lock);
     stderr.read_to_string(&mut line).unwrap();
     assert!(build.wait_with_output().unwrap().status.success(), "{line}");
+}
+
+#[test]
+fn a_waiting_build_can_be_interrupted() {
+    let project = Project::new();
+    let (store, _) = Store::open(project.folder.path()).unwrap();
+    let _lock = store.lock_build(None, |_| {}).unwrap();
+    let mut build = project.command(&["build"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(build.stderr.take().unwrap());
+    stderr.read_line(&mut String::new()).unwrap();
+    signal("INT", build.id());
+    assert_eq!(build.wait().unwrap().code(), Some(130));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let project = Project::new();
+    let mut build = project.command(&["build"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop((build.stdout.take(), build.stderr.take()));
+    assert_eq!(build.wait().unwrap().code(), Some(0));
+    assert_eq!(project.build(&[]).ran(), [] as [&str; 0]);
 }
 
 #[test]
