@@ -139,6 +139,7 @@ fn base() -> MatmulSchedule {
         order: TileOrder::ColumnsOutside,
         pack_a: false,
         pack_b: PackB::Ahead,
+        prefetch: true,
         split: Split::Columns,
     }
 }
@@ -409,6 +410,7 @@ fn every_matmul_knob_changes_the_generated_code() {
         MatmulSchedule { order: TileOrder::RowsOutside, ..base.clone() },
         MatmulSchedule { pack_a: true, ..base.clone() },
         MatmulSchedule { pack_b: PackB::Never, ..base.clone() },
+        MatmulSchedule { prefetch: false, ..base.clone() },
         MatmulSchedule { split: Split::Rows, ..base.clone() },
     ];
     assert_all_differ(&graph, &variants.map(Schedule::Matmul));
