@@ -2,17 +2,10 @@
 //! exact in any order; equal logits make uniform attention weights, one logit far ahead makes one-hot weights; rows of one
 //! value have no deviation. Where an inexact function follows an exact sum, its own error alone is allowed.
 
-use super::{bound::linear, operands};
-use crate::verify::{
-    candidate::Candidate,
-    coverage,
-    inputs::Source,
-    projection::Sums,
-    reference::{self, Detail},
-    tally::Tally,
-};
+use super::Judged;
+use crate::verify::{candidate::Candidate, coverage, inputs::Source, reference::Detail};
 use kernelforge::{
-    plan::stage::{Factor, Role, Stage, StageOp, TensorId},
+    plan::stage::{Factor, Role, Stage, StageOp},
     protocol::{Gate, GateResult},
 };
 
@@ -47,21 +40,9 @@ pub fn check(candidate: &mut dyn Candidate, seed: u64) -> Vec<GateResult> {
             let Some(rows) = (case.rows)(&stage.op, rows) else { continue };
             (case.fill)(candidate, stage, &mut Source::new(seed, 0xca5e_0000 + lane));
             candidate.stage(index);
-            results.extend(judge(candidate, stage, case.name, &rows, seed));
+            let judged = Judged { gate: Gate::V1Exactness, stage, case: case.name, detail: Detail::ExactSums, seed };
+            results.extend(judged.judge(candidate, &rows));
         }
-    }
-    results
-}
-
-fn judge(candidate: &dyn Candidate, stage: &Stage, case: &str, rows: &[usize], seed: u64) -> Vec<GateResult> {
-    let reference = reference::evaluate(&stage.op, &operands(candidate, stage), rows, Detail::ExactSums);
-    let mut tally = Tally::default();
-    tally.compare_rows(candidate.tensor(stage.output), rows, &reference.value, &reference.bound);
-    let mut results = vec![tally.result(Gate::V1Exactness, Some(&stage.name), case)];
-    if let (true, Some(linear)) = (rows.len() < coverage::output_shape(&stage.op).0, linear(candidate, stage)) {
-        let mut tally = Tally::default();
-        linear.check(Sums::Exact, seed, &mut tally);
-        results.push(tally.result(Gate::V1Exactness, Some(&stage.name), format!("{case}, all rows by projection")));
     }
     results
 }
