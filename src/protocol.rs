@@ -101,7 +101,7 @@ pub enum ActionKind {
     /// In: `object`, `kernel`, optionally `tensors`. Out: `tensors`: the outputs, and every stage's output if `stages`.
     Run { block: BlockSpec, threads: usize, seed: u64, stages: bool },
     /// Measure the hand-written matmuls and the generated one. In: `object`, `kernel` of a matmul block. Out: `benchmark`.
-    BenchMatmul { m: usize, n: usize, k: usize, threads: usize, time_ms: u64 },
+    BenchMatmul { threads: usize, time_ms: u64 },
     /// Print IR. Out: `text`. With `each`, a unified diff for every pass; without, the module before the passes.
     IrText { name: String, block: BlockSpec, passes: Vec<Pass>, origins: BTreeMap<String, Origin>, view: IrView },
     /// For tests of the limits only; refused unless the worker was started with `--allow-faults`.

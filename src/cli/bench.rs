@@ -65,8 +65,8 @@ pub fn main(command: Command) -> Result<Outcome, Error> {
         let on_wait = |holder: &_| print::warning(&format!("waiting for the measurement on this device by {holder}"));
         let lease = lease(&cpu.fingerprint(), asker.leash(), on_wait)?;
         let lease = lease.ok_or_else(Error::interrupted)?;
-        let MatmulArgs { m, n, k, threads, time_ms, .. } = args;
-        let action = ActionKind::BenchMatmul { m, n, k, threads, time_ms };
+        let MatmulArgs { threads, time_ms, .. } = args;
+        let action = ActionKind::BenchMatmul { threads, time_ms };
         let outputs = asked.action(action, kernel, StepKind::Benchmark)?;
         drop(lease);
         asked.value::<Benchmark>(&outputs, blob::BENCHMARK)

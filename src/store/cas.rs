@@ -6,7 +6,7 @@
 //! and still sees a blob that was edited or cut short. Rejected: keeping size and time of each blob in the records, which must
 //! then be written again whenever a cache folder is copied.
 
-use super::StoreError;
+use super::{StoreError, TEMPORARY};
 use crate::digest::Digest;
 use std::{
     fs::{self, File, Permissions},
@@ -56,7 +56,7 @@ impl BlobError {
 impl Cas {
     /// Opens, and where needed creates, the blobs in the cache folder `dir` (`.kforge-cache`, not its `cas`).
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        let cas = Self { blobs: dir.join("cas"), temporary: dir.join("tmp"), corrupt: dir.join("corrupt") };
+        let cas = Self { blobs: dir.join("cas"), temporary: dir.join(TEMPORARY), corrupt: dir.join("corrupt") };
         for folder in [&cas.blobs, &cas.temporary] {
             fs::create_dir_all(folder).map_err(StoreError::io("create the folder", folder))?;
         }
@@ -141,6 +141,11 @@ impl Cas {
             fs::rename(&moved_to, path).unwrap_or(());
         }
         BlobError::Corrupt { digest: *digest, found, moved_to }
+    }
+
+    /// The folder of half-written files, on the same file system as all that the store keeps.
+    pub(super) fn temporary(&self) -> &Path {
+        &self.temporary
     }
 
     /// Removes what killed writers left in `tmp/`.

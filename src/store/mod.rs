@@ -30,6 +30,9 @@ pub const LAYOUT_VERSION: u32 = 1;
 /// The folder's name in a project's root.
 pub const FOLDER: &str = ".kforge-cache";
 
+/// Where files are written before they are renamed, in the cache folder.
+const TEMPORARY: &str = "tmp";
+
 /// The store cannot do its work: the environment's fault (disk, permissions), or the folder was written by a newer kforge.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -141,6 +144,8 @@ fn check_layout(dir: &Path) -> Result<Option<Notice>, StoreError> {
         Some(Ok(_)) => return Ok(None),
         Some(Err(_)) | None => {}
     }
+    let temporary = dir.join(TEMPORARY);
+    fs::create_dir_all(&temporary).map_err(StoreError::io("create the folder", &temporary))?;
     for (name, content) in [
         // Version control and backups should leave the folder alone.
         (".gitignore", "*\n"),
@@ -151,7 +156,7 @@ fn check_layout(dir: &Path) -> Result<Option<Notice>, StoreError> {
         ("VERSION", &format!("{LAYOUT_VERSION}\n")),
     ] {
         let path = dir.join(name);
-        out::replace(&path, content.as_bytes()).map_err(StoreError::io("write", path))?;
+        out::replace(&temporary, &path, content.as_bytes()).map_err(StoreError::io("write", path))?;
     }
     Ok(found.map(|found| Notice::VersionRewritten { path, found }))
 }

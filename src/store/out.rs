@@ -45,7 +45,7 @@ pub fn materialise(cas: &Cas, folder: &Path, files: &[(&str, Digest)]) -> Result
                 let bytes = cas.get(digest).map_err(|source| OutError::Blob { path: path.clone(), source })?;
                 if fs::read(&path).ok().as_ref() != Some(&bytes) {
                     fs::create_dir_all(folder).map_err(failed)?;
-                    replace(&path, &bytes).map_err(failed)?;
+                    replace(cas.temporary(), &path, &bytes).map_err(failed)?;
                     changed += 1;
                 }
                 line(name, digest, &state(&path).unwrap_or_default())
@@ -60,7 +60,7 @@ pub fn materialise(cas: &Cas, folder: &Path, files: &[(&str, Digest)]) -> Result
     }
     if stamp != old {
         fs::create_dir_all(folder)
-            .and_then(|()| replace(&stamp_path, stamp.as_bytes()))
+            .and_then(|()| replace(cas.temporary(), &stamp_path, stamp.as_bytes()))
             .map_err(|source| OutError::Io { path: stamp_path, source })?;
     }
     Ok(changed)
@@ -87,10 +87,9 @@ fn is_plain(name: &str) -> bool {
 }
 
 /// Replaces the file at `path` by rename: a reader sees the old content or the new, nothing between. Not synced: what it
-/// is used for can be made again.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let mut file = tempfile::Builder::new().prefix(".kforge-").tempfile_in(folder)?;
+/// is used for can be made again. `temporary` is the store's `tmp/`, where leftovers of killed processes are swept.
+pub(super) fn replace(temporary: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = tempfile::Builder::new().prefix("file-").tempfile_in(temporary)?;
     file.write_all(bytes)?;
     file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
     file.persist(path)?;

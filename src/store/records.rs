@@ -12,7 +12,7 @@
 
 mod frame;
 
-use super::{Notice, StoreError, key::KeyParts, lock::Lock};
+use super::{Notice, StoreError, TEMPORARY, key::KeyParts, lock::Lock};
 use crate::digest::Digest;
 use frame::{Entry, Scan};
 use std::{
@@ -47,6 +47,7 @@ pub struct Records {
     path: PathBuf,
     lock: PathBuf,
     corrupt: PathBuf,
+    temporary: PathBuf,
     state: Mutex<State>,
 }
 
@@ -74,6 +75,7 @@ impl Records {
             path: dir.join("records"),
             lock: dir.join("locks").join("records"),
             corrupt: dir.join("corrupt"),
+            temporary: dir.join(TEMPORARY),
             state: Mutex::default(),
         };
         let notices = records.refresh()?;
@@ -256,8 +258,8 @@ impl Records {
     fn rewrite(&self, state: &mut State) -> Result<(), StoreError> {
         let failed = |error| StoreError::io("rewrite", &self.path)(error);
         let bytes = state.live();
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::Builder::new().prefix("records-").tempfile_in(folder).map_err(failed)?;
+        fs::create_dir_all(&self.temporary).map_err(failed)?;
+        let mut file = tempfile::Builder::new().prefix("records-").tempfile_in(&self.temporary).map_err(failed)?;
         file.write_all(&bytes).map_err(failed)?;
         file.as_file().sync_all().map_err(failed)?; // the old file is complete; the new one must be before it takes its place
         let file = file.persist(&self.path).map_err(|error| failed(error.error))?;

@@ -209,9 +209,9 @@ fn dispatch(action: &Action, cas: &Cas, allow_faults: bool) -> Result<Blobs, Rej
             let (object, kernel) = (inputs.bytes(blob::OBJECT)?, inputs.parse(blob::KERNEL)?);
             Ok(one(blob::BENCHMARK, json(&measure::benchmark::benchmark(&object, &kernel, *threads, *time_ms)?)?))
         }
-        ActionKind::BenchMatmul { m, n, k, threads, time_ms } => {
+        ActionKind::BenchMatmul { threads, time_ms } => {
             let (object, kernel) = (inputs.bytes(blob::OBJECT)?, inputs.parse(blob::KERNEL)?);
-            let benchmark = measure::matmul::bench_matmul(&object, &kernel, *m, *n, *k, *threads, *time_ms)?;
+            let benchmark = measure::matmul::bench_matmul(&object, &kernel, *threads, *time_ms)?;
             Ok(one(blob::BENCHMARK, json(&benchmark)?))
         }
         ActionKind::Run { block, threads, seed, stages } => {
@@ -323,6 +323,7 @@ fn commit(fault: Fault) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kernelforge::host::CpuFacts;
     use kernelforge::protocol::{Gate, GateResult, Limits};
 
     fn action(kind: ActionKind) -> Action {
@@ -353,7 +354,7 @@ mod tests {
     fn an_input_that_is_not_in_the_store_is_a_missing_blob() {
         let folder = tempfile::tempdir().unwrap();
         let cas = Cas::open(folder.path()).unwrap();
-        let mut action = action(ActionKind::Run { threads: 1, seed: 0, stages: false });
+        let mut action = action(ActionKind::Benchmark { cpu: CpuFacts::detect(), threads: 1, time_ms: 1 });
         action.inputs.insert(blob::OBJECT.to_owned(), Digest::of(b"gone"));
         let failure = execute(&action, &cas, false).result.unwrap_err();
         assert_eq!(failure.kind, FailureKind::MissingBlob);

@@ -1,4 +1,11 @@
 //! End-to-end tests: they drive the real binaries in temporary directories.
 
 #[cfg(feature = "worker")]
+mod build;
+#[cfg(feature = "worker")]
+mod commands;
+#[cfg(feature = "worker")]
+mod faults;
+mod project;
+#[cfg(feature = "worker")]
 mod worker;

@@ -156,7 +156,8 @@ struct Worker {
     /// Ends when the process closes its output, which is when it dies.
     lines: Receiver<String>,
     stderr: Arc<Mutex<Tail>>,
-    listener: Option<JoinHandle<()>>,
+    /// Reads stderr; ends with it.
+    listener: JoinHandle<()>,
     actions: u64,
 }
 
@@ -193,7 +194,7 @@ impl Worker {
             let tail = Arc::clone(&tail);
             move || listen(stderr, &tail)
         });
-        let mut worker = Self { child, stdin, lines, stderr: tail, listener: Some(listener), actions: 0 };
+        let mut worker = Self { child, stdin, lines, stderr: tail, listener, actions: 0 };
         match worker.handshake(program) {
             Ok(hello) => Ok((worker, hello)),
             Err(error) => {
@@ -272,9 +273,11 @@ impl Worker {
         let mut waited = Duration::ZERO;
         loop {
             if let Ok(Some(status)) = lock(&self.child).try_wait() {
-                // All it ever wrote to stderr is now in the pipe: let the listener read to the end.
-                if let Some(listener) = self.listener.take() {
-                    let _ = listener.join();
+                // All it ever wrote to stderr is now in the pipe: let the listener read to the end. Not for longer than
+                // that takes: a child of the worker could hold the pipe open for ever.
+                while waited < GRACE && !self.listener.is_finished() {
+                    thread::sleep(step);
+                    waited += step;
                 }
                 return Some(status);
             }

@@ -10,7 +10,7 @@ pub mod stale;
 pub mod status;
 pub mod steps;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 pub mod why;
 
 pub use crate::store::key::KeyParts;

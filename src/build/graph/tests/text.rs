@@ -152,10 +152,12 @@ fn why_tells_each_of_several_causes() {
       reads `stages` of `gpt2@cpu:ir`
         `norm-eps` changed from 1e-5 to 1e-6; `passes` changed: -fold-constants, -fuse-matmul-activation, -fuse-mlp-block, -eliminate-dead-ops, -vectorize-layernorm
     ");
-    insta::assert_snapshot!(told(&blocks(), &past, "gpt2@cpu:verify"), @r"
+    // The digest in this graph contains the recipe: it changes with kforge's own sources.
+    let text = told(&blocks(), &past, "gpt2@cpu:verify").replace(&plan.short(), "BLOB");
+    insta::assert_snapshot!(text, @r"
     `gpt2@cpu:verify`: may be stale
       reads `plan` of `gpt2@cpu:plan`
-        output `plan` is corrupt (blob fb67f9830565)
+        output `plan` is corrupt (blob BLOB)
     ");
 }
 

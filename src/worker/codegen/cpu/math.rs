@@ -28,7 +28,7 @@ pub fn exp(code: &mut Code, x: Val) -> Val {
     let log2e = code.splat(std::f32::consts::LOG2_E);
     let scaled = code.vmul(clamped, log2e);
     let n = code.op(format_args!("math.roundeven {scaled} : {vector}"));
-    let (minus_ln2_high, minus_ln2_low) = (code.splat(-0.693_359_375), code.splat(2.121_944_4e-4));
+    let (minus_ln2_high, minus_ln2_low) = (code.splat(-0.693_359_4), code.splat(2.121_944_4e-4));
     let r = code.fma(n, minus_ln2_high, clamped);
     let r = code.fma(n, minus_ln2_low, r);
     let tail =
@@ -63,7 +63,7 @@ fn erf(code: &mut Code, x: Val) -> Val {
             -2.101_024e-6,
             -5.692_506_5e-5,
             -7.349_906e-4,
-            -2.954_600_0e-3,
+            -2.954_6e-3,
             -1.609_603_3e-2,
         ],
     );
