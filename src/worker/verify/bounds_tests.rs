@@ -200,7 +200,7 @@ fn elementwise_results_stay_within_their_bounds() {
         let [x, y, p, q] = [a, b, c, d].map(f64::from);
         worsts[0].see(a + b, x + y, sum(0.0, x + y), "sum");
         worsts[1].see(a * b, x * y, factors(x, 0.0, y, 0.0), "product of two");
-        worsts[2].see(a * (0.3 as f32), x * 0.3, scaled(x * 0.3, false), "scale");
+        worsts[2].see(a * 0.3f32, x * 0.3, scaled(x * 0.3, false), "scale");
         let rotated = a * c - b * d;
         worsts[3].see(rotated, x * p - y * q, rotation((x * p).abs() + (y * q).abs(), x * p - y * q), "rotation");
         // Factors that are themselves off by one part in 2^20.
