@@ -7,5 +7,6 @@ mod commands;
 #[cfg(feature = "worker")]
 mod faults;
 mod project;
+mod structure;
 #[cfg(feature = "worker")]
 mod worker;
