@@ -24,8 +24,18 @@ const RECIPES: &[(&str, &[&str])] = &[
     ("ir", &["src/worker/ir", "src/manifest/spec.rs", "src/plan/stage.rs", "Cargo.lock"]),
     ("plan", &["src/build/search", "src/plan"]),
     ("compile", &["src/worker/codegen", "src/plan", "Cargo.lock"]),
-    ("verify", &["src/worker/verify", "src/worker/device"]),
-    ("benchmark", &["src/worker/measure", "src/worker/device", "src/worker/kernels"]),
+    // Gate V0 is the plan's constraints; the references stand on ndarray and libm.
+    ("verify", &["src/worker/verify", "src/worker/device", "src/plan", "src/manifest/spec.rs", "Cargo.lock"]),
+    (
+        "benchmark",
+        &[
+            "src/worker/measure",
+            "src/worker/device",
+            "src/worker/kernels",
+            "src/worker/verify/inputs.rs",
+            "src/worker/verify/candidate.rs",
+        ],
+    ),
     ("report", &["src/build/report"]),
 ];
 

@@ -47,8 +47,6 @@ pub mod blob {
     pub const VERDICT: &str = "verdict";
     /// [`super::Benchmark`].
     pub const BENCHMARK: &str = "benchmark";
-    /// [`super::Ceilings`].
-    pub const CEILINGS: &str = "ceilings";
     /// A safetensors file of tensors given to `run`.
     pub const TENSORS: &str = "tensors";
     /// One block: what `report.json` shows.
@@ -80,8 +78,6 @@ pub struct Limits {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
 pub enum ActionKind {
-    /// Measure the host's ceilings. Out: `ceilings`.
-    Probe { cpu: CpuFacts, threads: usize },
     /// Build the module and run the passes. Out: `module`, `optimized`, `stages`, `passes`.
     Ir {
         /// The block instance's name: the module's symbol.
@@ -101,7 +97,7 @@ pub enum ActionKind {
     /// In: `object`, `kernel`, optionally `tensors`. Out: `tensors`: the outputs, and every stage's output if `stages`.
     Run { block: BlockSpec, threads: usize, seed: u64, stages: bool },
     /// Measure the hand-written matmuls and the generated one. In: `object`, `kernel` of a matmul block. Out: `benchmark`.
-    BenchMatmul { threads: usize, time_ms: u64 },
+    BenchMatmul { cpu: CpuFacts, threads: usize, time_ms: u64 },
     /// Print IR. Out: `text`. With `each`, a unified diff for every pass; without, the module before the passes.
     IrText { name: String, block: BlockSpec, passes: Vec<Pass>, origins: BTreeMap<String, Origin>, view: IrView },
     /// For tests of the limits only; refused unless the worker was started with `--allow-faults`.
@@ -217,7 +213,7 @@ pub struct PassReport {
     pub erased: usize,
 }
 
-/// What the machine can do at best, measured on `threads` threads.
+/// What the machine can do at best on `threads` threads, each the median of its samples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Ceilings {
@@ -256,6 +252,8 @@ pub struct StageBenchmark {
 pub struct Benchmark {
     pub version: u32,
     pub threads: usize,
+    /// Measured in the same interleaved rounds, so that a share of them says something on a machine whose clock drifts.
+    pub ceilings: Ceilings,
     pub block: StageBenchmark,
     pub stages: Vec<StageBenchmark>,
 }

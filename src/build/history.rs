@@ -57,13 +57,12 @@ mod tests {
                 graph.decide(step.id, |it: StepId| decisions[it.index()].outputs(), &store, false)
             };
             if let Decision::Stale { key, parts, .. } = decide(&decisions) {
-                let outputs =
-                    ["module", "stages", "passes", "plan", "object", "kernel", "verdict", "benchmark", "ceilings"]
-                        .into_iter()
-                        .filter(|name| graph.dependents(step.id).iter().any(|it| reads(graph, *it, step.id, name)))
-                        .chain(["log"])
-                        .map(|name| (name.to_owned(), store.cas.put(format!("{name} {parts:?}").as_bytes()).unwrap()))
-                        .collect();
+                let outputs = ["module", "stages", "passes", "plan", "object", "kernel", "verdict", "benchmark"]
+                    .into_iter()
+                    .filter(|name| graph.dependents(step.id).iter().any(|it| reads(graph, *it, step.id, name)))
+                    .chain(["log"])
+                    .map(|name| (name.to_owned(), store.cas.put(format!("{name} {parts:?}").as_bytes()).unwrap()))
+                    .collect();
                 store
                     .records
                     .put(step.identity(), &Record { key, parts, outputs, finished_unix: 0, wall_us: 0 })

@@ -66,7 +66,7 @@ pub fn main(command: Command) -> Result<Outcome, Error> {
         let lease = lease::device(&cpu.fingerprint(), asker.leash(), on_wait)?;
         let lease = lease.ok_or_else(Error::interrupted)?;
         let MatmulArgs { threads, time_ms, .. } = args;
-        let action = ActionKind::BenchMatmul { threads, time_ms };
+        let action = ActionKind::BenchMatmul { cpu: cpu.clone(), threads, time_ms };
         let outputs = asked.action(action, kernel, StepKind::Benchmark)?;
         drop(lease);
         asked.value::<Benchmark>(&outputs, blob::BENCHMARK)
@@ -110,7 +110,9 @@ fn kernels(benchmark: &Benchmark) -> impl Iterator<Item = (&str, &StageBenchmark
 }
 
 fn table(args: &MatmulArgs, benchmark: &Benchmark) -> String {
-    let header = ["kernel", "median ms", "spread %", "samples", "GFLOP/s", "of generated"].map(str::to_owned).to_vec();
+    let header = ["kernel", "median ms", "spread %", "samples", "GFLOP/s", "of peak", "of generated"]
+        .map(str::to_owned)
+        .to_vec();
     let generated = gflops(&benchmark.block);
     let row = |(name, stage): (&str, &StageBenchmark)| {
         let timing = &stage.timing;
@@ -120,12 +122,14 @@ fn table(args: &MatmulArgs, benchmark: &Benchmark) -> String {
             format!("{:.1}", 100.0 * (timing.q3_ns - timing.q1_ns) / timing.median_ns),
             timing.samples.to_string(),
             format!("{:.1}", gflops(stage)),
+            format!("{:.0}%", 100.0 * gflops(stage) / benchmark.ceilings.gflops),
             format!("{:.2}", gflops(stage) / generated),
         ]
     };
     let rows: Vec<_> = std::iter::once(header).chain(kernels(benchmark).map(row)).collect();
     let MatmulArgs { m, n, k, .. } = args;
-    let title = format!("C[{m}, {n}] = A[{m}, {k}] B[{k}, {n}], f32, {} thread(s)\n", benchmark.threads);
+    let title = format!("C[{m}, {n}] = A[{m}, {k}] B[{k}, {n}], f32, {} thread(s)", benchmark.threads);
+    let title = format!("{title}; peak {:.1} GFLOP/s\n", benchmark.ceilings.gflops);
     title + &print::columns(&rows, true)
 }
 
@@ -136,7 +140,7 @@ fn to_json(args: &MatmulArgs, cpu: &CpuFacts, benchmark: &Benchmark) -> serde_js
         json!({ "name": name, "timing": it.timing, "flops": it.flops, "gflops": speed, "of-generated": speed / generated })
     };
     json!({
-        "version": 1, "m": args.m, "n": args.n, "k": args.k, "threads": benchmark.threads, "cpu": cpu,
+        "version": 1, "m": args.m, "n": args.n, "k": args.k, "threads": benchmark.threads, "cpu": cpu, "ceilings": benchmark.ceilings,
         "kernels": kernels(benchmark).map(kernel).collect::<Vec<_>>(),
     })
 }

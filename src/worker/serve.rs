@@ -165,7 +165,6 @@ impl From<Failure> for Rejected {
 fn dispatch(action: &Action, cas: &Cas, allow_faults: bool) -> Result<Blobs, Rejected> {
     let inputs = Inputs { action, cas };
     match &action.kind {
-        ActionKind::Probe { cpu, threads } => Ok(one(blob::CEILINGS, json(&measure::ceilings::probe(cpu, *threads)?)?)),
         ActionKind::Ir { name, block, passes, origins } => {
             let products = ir::build(name, block, passes, origins)?;
             Ok(Blobs::from([
@@ -205,13 +204,13 @@ fn dispatch(action: &Action, cas: &Cas, allow_faults: bool) -> Result<Blobs, Rej
                 Some(failure) => Err(Rejected { failure, blobs }),
             }
         }
-        ActionKind::Benchmark { cpu: _, threads, time_ms } => {
+        ActionKind::Benchmark { cpu, threads, time_ms } => {
             let (object, kernel) = (inputs.bytes(blob::OBJECT)?, inputs.parse(blob::KERNEL)?);
-            Ok(one(blob::BENCHMARK, json(&measure::benchmark::benchmark(&object, &kernel, *threads, *time_ms)?)?))
+            Ok(one(blob::BENCHMARK, json(&measure::benchmark::benchmark(&object, &kernel, cpu, *threads, *time_ms)?)?))
         }
-        ActionKind::BenchMatmul { threads, time_ms } => {
+        ActionKind::BenchMatmul { cpu, threads, time_ms } => {
             let (object, kernel) = (inputs.bytes(blob::OBJECT)?, inputs.parse(blob::KERNEL)?);
-            let benchmark = measure::matmul::bench_matmul(&object, &kernel, *threads, *time_ms)?;
+            let benchmark = measure::matmul::bench_matmul(&object, &kernel, cpu, *threads, *time_ms)?;
             Ok(one(blob::BENCHMARK, json(&benchmark)?))
         }
         ActionKind::Run { block, threads, seed, stages } => {

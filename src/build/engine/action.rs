@@ -33,7 +33,7 @@ pub struct Workspace<'a> {
 /// Wall time of one action. Generous: these end what hangs, they do not tune anything.
 const fn wall_ms(kind: StepKind) -> u64 {
     match kind {
-        StepKind::Probe | StepKind::Ir => 60_000,
+        StepKind::Ir => 60_000,
         StepKind::Compile => 300_000,
         StepKind::Verify => 900_000,
         StepKind::Benchmark => 300_000,
@@ -90,7 +90,6 @@ fn action(workspace: &Workspace<'_>, step: &Step) -> Option<Result<ActionKind, F
     };
     let cpu = || cpu.clone();
     Some(match step.kind {
-        StepKind::Probe => Ok(ActionKind::Probe { cpu: cpu(), threads }),
         StepKind::Ir => block(&|it, origins| ActionKind::Ir {
             name: it.name.clone(),
             block: it.spec.clone(),
@@ -141,7 +140,6 @@ fn report(
         plan_digest: plan_digest.ok_or_else(|| no_input(blob::PLAN))?,
         verdict: &read(store, inputs, blob::VERDICT)?,
         benchmark: &read(store, inputs, blob::BENCHMARK)?,
-        ceilings: &read(store, inputs, blob::CEILINGS)?,
     }))
 }
 

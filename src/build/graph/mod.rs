@@ -39,8 +39,6 @@ impl StepId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StepKind {
-    /// Measures what the target can do at best.
-    Probe,
     Ir,
     Plan,
     Compile,
@@ -50,12 +48,10 @@ pub enum StepKind {
 }
 
 impl StepKind {
-    pub const ALL: [Self; 7] =
-        [Self::Probe, Self::Ir, Self::Plan, Self::Compile, Self::Verify, Self::Benchmark, Self::Report];
+    pub const ALL: [Self; 6] = [Self::Ir, Self::Plan, Self::Compile, Self::Verify, Self::Benchmark, Self::Report];
 
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Probe => "probe",
             Self::Ir => "ir",
             Self::Plan => "plan",
             Self::Compile => "compile",
@@ -70,7 +66,7 @@ impl StepKind {
             Self::Ir | Self::Compile | Self::Report => Class::Compute,
             Self::Plan => Class::Search,
             Self::Verify => Class::Device { exclusive: false },
-            Self::Probe | Self::Benchmark => Class::Device { exclusive: true },
+            Self::Benchmark => Class::Device { exclusive: true },
         }
     }
 }

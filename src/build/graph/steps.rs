@@ -41,33 +41,22 @@ impl Default for Rules {
     }
 }
 
-/// The steps of a build of these blocks: for each target and thread count one probe, for each block a row
-/// `ir -> plan -> compile -> verify -> benchmark -> report`.
+/// The steps of a build of these blocks: for each block a row `ir -> plan -> compile -> verify -> benchmark -> report`.
 pub fn plan_build(blocks: &[BlockTarget], cpu: &CpuFacts, rules: &Rules) -> Graph {
     let mut graph = Graph::default();
     let fingerprint = cpu_parts(cpu, |_| true);
     let code = cpu_parts(cpu, decides_code);
     let plans = cpu_parts(cpu, decides_plan);
 
-    let mut probes: BTreeMap<(&str, usize), StepId> = BTreeMap::new();
     let mut targets: BTreeMap<&str, Arc<str>> = BTreeMap::new();
-    for block in blocks {
-        let target = targets.entry(&block.target).or_insert_with(|| block.target.as_str().into());
-        probes.entry((&block.target, block.threads)).or_insert_with(|| {
-            let params = params(StepKind::Probe, &recipe::BENCHMARK, &[&fingerprint]).with("threads", block.threads);
-            graph.push(StepKind::Probe, (None, None), (target, block.threads), &[], &[], params)
-        });
-    }
-
     for (subject, block) in blocks.iter().enumerate() {
         let spec = block_parts(&block.spec);
         let name: Arc<str> = block.name.as_str().into();
-        let target = targets[block.target.as_str()].clone();
+        let target = targets.entry(&block.target).or_insert_with(|| block.target.as_str().into()).clone();
         let mut push = |kind: StepKind, reads: &[(StepId, &'static str)], gates: &[StepId], params: KeyParts| {
             graph.push(kind, (Some(subject), Some(name.clone())), (&target, block.threads), reads, gates, params)
         };
         let threads = block.threads;
-        let probe = probes[&(block.target.as_str(), threads)];
 
         let mut own = params(StepKind::Ir, &recipe::IR, &[&spec]).with("name", &name);
         own.set_fields("passes", &block.passes);
@@ -108,7 +97,6 @@ pub fn plan_build(blocks: &[BlockTarget], cpu: &CpuFacts, rules: &Rules) -> Grap
             (plan, blob::PLAN),
             (verify, blob::VERDICT),
             (benchmark, blob::BENCHMARK),
-            (probe, blob::CEILINGS),
         ];
         push(StepKind::Report, &reads, &[], own);
     }

@@ -85,7 +85,6 @@ pub fn build(graph: &Graph, past: &mut Past, run: impl Fn(&super::Step, &super::
 pub fn outputs(step: &super::Step, parts: &super::KeyParts, ignored: &[&str]) -> Outputs {
     use super::StepKind::*;
     let names: &[&str] = match step.kind {
-        Probe => &["ceilings"],
         Ir => &["module", "optimized", "stages", "passes"],
         Plan => &["plan"],
         Compile => &["object", "kernel", "lowered"],

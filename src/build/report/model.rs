@@ -26,7 +26,6 @@ pub struct Inputs<'a> {
     pub plan_digest: Digest,
     pub verdict: &'a Verdict,
     pub benchmark: &'a Benchmark,
-    pub ceilings: &'a Ceilings,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -128,7 +127,8 @@ pub struct StageReport {
 
 impl BlockReport {
     pub fn new(inputs: &Inputs<'_>) -> Self {
-        let Inputs { cpu, plan, ceilings, benchmark, .. } = *inputs;
+        let Inputs { cpu, plan, benchmark, .. } = *inputs;
+        let ceilings = &benchmark.ceilings;
         let total: f64 = benchmark.stages.iter().map(|it| it.timing.median_ns).sum();
         let stage = |it: &StageBenchmark| StageReport {
             name: it.name.clone(),

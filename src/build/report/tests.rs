@@ -72,6 +72,7 @@ fn report(verdict: &Verdict) -> BlockReport {
     let benchmark = Benchmark {
         version: 1,
         threads: 1,
+        ceilings: Ceilings { threads: 1, gflops: 118.0, gigabytes_per_s: 20.0 },
         block: measured("block", "microblock", 200_000.0, flops, 400_000),
         stages: vec![
             measured("matmul", "matmul", 180_000.0, flops, 400_000),
@@ -105,7 +106,6 @@ fn report(verdict: &Verdict) -> BlockReport {
         plan_digest: Digest::of(b"plan"),
         verdict,
         benchmark: &benchmark,
-        ceilings: &Ceilings { threads: 1, gflops: 118.0, gigabytes_per_s: 20.0 },
     })
 }
 

@@ -1,11 +1,12 @@
 //! Times a compiled kernel: the block and each stage.
 
-use super::sampling;
+use super::{ceilings::Meter, sampling};
 use crate::{
     device::{cpu::LoadedKernel, memory::Memory, threads::Threads},
     verify::{candidate::Tensors, inputs},
 };
 use kernelforge::{
+    host::CpuFacts,
     plan::{
         kernel::Kernel,
         stage::{Role, StageGraph, TensorId},
@@ -63,18 +64,28 @@ impl Runnable {
     }
 }
 
-/// Measures the block and every stage for about `time_ms`, in interleaved rounds.
+/// Measures the block, every stage and the machine's ceilings for about `time_ms`, in interleaved rounds.
 ///
 /// # Errors
 /// As [`Runnable::new`].
-pub fn benchmark(object: &[u8], kernel: &Kernel, threads: usize, time_ms: u64) -> Result<Benchmark, Failure> {
+pub fn benchmark(
+    object: &[u8],
+    kernel: &Kernel,
+    cpu: &CpuFacts,
+    threads: usize,
+    time_ms: u64,
+) -> Result<Benchmark, Failure> {
+    let mut meter = Meter::new(cpu)?;
     let Runnable { kernel, mut memory, threads } = Runnable::new(object, kernel, threads)?;
     let graph = &kernel.kernel().graph;
     let stages = graph.stages.len();
-    let timings = sampling::interleaved(stages + 1, Duration::from_millis(time_ms), |task| match task {
+    let timings = sampling::interleaved(stages + 3, Duration::from_millis(time_ms), |task| match task {
         it if it == stages => kernel.block(&mut memory, &threads),
+        it if it == stages + 1 => meter.compute(&threads),
+        it if it == stages + 2 => meter.read(&threads),
         stage => kernel.stage(stage, &mut memory, &threads),
     })?;
+    let ceilings = meter.ceilings(&threads, &timings[stages + 1], &timings[stages + 2]);
     let bytes = graph.tensors.iter().filter(|it| it.role != Role::Value).map(|it| it.bytes() as u64).sum();
     let whole = ("block".to_owned(), "block".to_owned(), graph.flops(), bytes);
     let names =
@@ -87,5 +98,5 @@ pub fn benchmark(object: &[u8], kernel: &Kernel, threads: usize, time_ms: u64) -
     let block = results
         .pop()
         .ok_or_else(|| Failure::new(kernelforge::protocol::FailureKind::Internal, "the block was not measured"))?;
-    Ok(Benchmark { version: BENCHMARK_VERSION, threads: threads.count(), block, stages: results })
+    Ok(Benchmark { version: BENCHMARK_VERSION, threads: threads.count(), ceilings, block, stages: results })
 }

@@ -1,108 +1,99 @@
 //! What the machine can do at best: fused multiply-adds that never leave the registers, and reads of memory that no cache
-//! holds. Both with the widest vectors the running CPU has, on as many threads as the kernels will use.
+//! holds. Both with the widest vectors the running CPU has, on as many threads as the kernels use. They are sampled in the
+//! same rounds as the kernels: on a shared machine the clock and the memory change from one second to the next (the same loop
+//! ran at 70 and at 134 GFLOP/s within a minute), and a share of a ceiling measured at another time says nothing.
 
 mod loops;
 
+use crate::device::threads::Threads;
 use kernelforge::{
     host::CpuFacts,
-    protocol::{Ceilings, Failure, FailureKind},
+    protocol::{Ceilings, Failure, FailureKind, Timing},
 };
-use std::{
-    hint::black_box,
-    sync::Barrier,
-    thread,
-    time::{Duration, Instant},
-};
+use std::hint::black_box;
 
-/// Runs of each measurement; the best counts, because everything that disturbs one makes it slower.
-const RUNS: usize = 8;
-
-/// Length of one run of the arithmetic.
-const ARITHMETIC_RUN: Duration = Duration::from_millis(15);
+/// Steps of one sample of the arithmetic on one thread: 0.3 ms to 2 ms, as long as a stage.
+const STEPS: u64 = 1 << 13;
 
 /// Smallest buffer for reading: more than any cache of a desktop CPU.
 const SMALLEST_BUFFER: usize = 256 << 20;
 
-/// Measures both ceilings on `threads` threads, in about half a second.
-///
-/// # Errors
-/// `OutOfMemory` when there is no room for a buffer of four times the last cache; `Internal` when a thread is refused.
-pub fn probe(cpu: &CpuFacts, threads: usize) -> Result<Ceilings, Failure> {
-    let threads = threads.max(1);
-    Ok(Ceilings { threads, gflops: gflops(threads)?, gigabytes_per_s: gigabytes_per_s(cpu, threads)? })
+/// Parts of the buffer; one sample reads one, so that a part has left the caches when its turn comes again.
+const PARTS: usize = 16;
+
+/// What is run to sample the ceilings.
+pub struct Meter {
+    arithmetic: loops::Arithmetic,
+    buffer: Vec<f32>,
+    next: usize,
 }
 
-fn gflops(threads: usize) -> Result<f64, Failure> {
-    let arithmetic = loops::Arithmetic::best();
-    // How many steps fill a run: doubled until one lasts long enough to be measured.
-    let mut steps = 1 << 14;
-    loop {
-        let started = Instant::now();
-        black_box(arithmetic.run(steps));
-        let elapsed = started.elapsed();
-        if elapsed >= ARITHMETIC_RUN / 4 {
-            steps = (steps as f64 * ARITHMETIC_RUN.as_secs_f64() / elapsed.as_secs_f64()) as u64;
-            break;
-        }
-        steps *= 2;
+impl Meter {
+    /// # Errors
+    /// `OutOfMemory` when there is no room for a buffer of four times the last cache.
+    pub fn new(cpu: &CpuFacts) -> Result<Self, Failure> {
+        let bytes = SMALLEST_BUFFER.max(4 * cpu.l3);
+        let mut buffer: Vec<f32> = Vec::new();
+        let refuse =
+            |_| Failure::new(FailureKind::OutOfMemory, format!("no memory for a buffer of {bytes} bytes to read"));
+        buffer.try_reserve_exact(bytes / 4).map_err(refuse)?;
+        // Written, so that every page exists: pages never written are all one page of zeros, which a cache holds.
+        buffer.resize(bytes / 4, 1.0);
+        Ok(Self { arithmetic: loops::Arithmetic::best(), buffer, next: 0 })
     }
-    let fastest = fastest(vec![(); threads], |()| {
-        black_box(arithmetic.run(steps));
-    })?;
-    Ok((steps * arithmetic.flops_per_step * threads as u64) as f64 / fastest.as_secs_f64() / 1e9)
-}
 
-fn gigabytes_per_s(cpu: &CpuFacts, threads: usize) -> Result<f64, Failure> {
-    let bytes = SMALLEST_BUFFER.max(4 * cpu.l3);
-    let share = bytes / 4 / threads;
-    let mut buffer: Vec<f32> = Vec::new();
-    let refuse = |_| Failure::new(FailureKind::OutOfMemory, format!("no memory for a buffer of {bytes} bytes to read"));
-    buffer.try_reserve_exact(share * threads).map_err(refuse)?;
-    // Written, so that every page exists: pages never written are all one page of zeros, which a cache holds.
-    buffer.resize(share * threads, 1.0);
-    let fastest = fastest(buffer.chunks_exact(share).collect(), |part| {
-        black_box(loops::read(black_box(part)));
-    })?;
-    Ok((share * threads * 4) as f64 / fastest.as_secs_f64() / 1e9)
-}
-
-/// Runs `work` for each part at once, `RUNS` times, and returns the shortest time from the common start to the last end.
-fn fastest<T: Copy + Send>(parts: Vec<T>, work: impl Fn(T) + Sync) -> Result<Duration, Failure> {
-    let barrier = Barrier::new(parts.len());
-    let run = |part: T| -> Vec<(Instant, Instant)> {
-        let times = (0..RUNS).map(|_| {
-            barrier.wait();
-            let started = Instant::now();
-            work(part);
-            (started, Instant::now())
+    /// One sample of arithmetic on every thread.
+    pub fn compute(&self, threads: &Threads) {
+        threads.share(threads.count(), |_, begin, end| {
+            for _ in begin..end {
+                black_box(self.arithmetic.run(STEPS));
+            }
         });
-        times.collect()
-    };
-    let times: Vec<Vec<_>> = match parts.as_slice() {
-        &[part] => vec![run(part)],
-        parts => thread::scope(|scope| {
-            let handles: Vec<_> = parts.iter().map(|&part| scope.spawn(move || (run)(part))).collect();
-            handles.into_iter().filter_map(|it| it.join().ok()).collect()
-        }),
-    };
-    let one_run = |index: usize| {
-        let started = times.iter().map(|it| it[index].0).min()?;
-        Some(times.iter().map(|it| it[index].1).max()?.duration_since(started))
-    };
-    (0..RUNS)
-        .filter_map(one_run)
-        .min()
-        .ok_or_else(|| Failure::new(FailureKind::Internal, "the ceilings were not measured"))
+    }
+
+    /// One sample of reading: the next part of the buffer, shared among the threads.
+    pub fn read(&mut self, threads: &Threads) {
+        let part = self.part();
+        let data = &self.buffer[self.next * part..(self.next + 1) * part];
+        threads.share(threads.count(), |_, begin, end| {
+            let share = data.len() / threads.count();
+            black_box(loops::read(black_box(&data[begin * share..end * share])));
+        });
+        self.next = (self.next + 1) % PARTS;
+    }
+
+    fn part(&self) -> usize {
+        self.buffer.len() / PARTS
+    }
+
+    /// The ceilings that these samples of [`Meter::compute`] and [`Meter::read`] mean.
+    pub fn ceilings(&self, threads: &Threads, compute: &Timing, read: &Timing) -> Ceilings {
+        let flops = STEPS * self.arithmetic.flops_per_step * threads.count() as u64;
+        Ceilings {
+            threads: threads.count(),
+            gflops: flops as f64 / compute.median_ns,
+            gigabytes_per_s: (self.part() * 4) as f64 / read.median_ns,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measure::sampling;
+    use std::time::{Duration, Instant};
 
     #[test]
     fn the_ceilings_are_those_of_a_computer_of_this_century() {
-        let it = probe(&CpuFacts::detect(), 1).unwrap();
+        let (mut meter, threads) = (Meter::new(&CpuFacts::detect()).unwrap(), Threads::new(2).unwrap());
+        let timings = sampling::interleaved(2, Duration::from_millis(50), |task| match task {
+            0 => meter.compute(&threads),
+            _ => meter.read(&threads),
+        });
+        let timings = timings.unwrap();
+        let it = meter.ceilings(&threads, &timings[0], &timings[1]);
         println!("{it:?}");
+        assert_eq!(it.threads, 2);
         assert!(it.gflops > 0.1 && it.gflops < 1_000.0, "{it:?}");
         assert!(it.gigabytes_per_s > 0.05 && it.gigabytes_per_s < 1_000.0, "{it:?}");
     }

@@ -2,10 +2,12 @@
 
 use super::{
     benchmark::{BENCHMARK_VERSION, Runnable},
+    ceilings::Meter,
     sampling,
 };
 use crate::kernels::{self, MatmulKernel, Shape};
 use kernelforge::{
+    host::CpuFacts,
     plan::{
         kernel::Kernel,
         stage::{StageOp, TensorId},
@@ -19,16 +21,27 @@ use std::time::Duration;
 ///
 /// # Errors
 /// `BadInput` when the kernel is not one plain matmul; else as loading and running fail.
-pub fn bench_matmul(object: &[u8], kernel: &Kernel, threads: usize, time_ms: u64) -> Result<Benchmark, Failure> {
+pub fn bench_matmul(
+    object: &[u8],
+    kernel: &Kernel,
+    cpu: &CpuFacts,
+    threads: usize,
+    time_ms: u64,
+) -> Result<Benchmark, Failure> {
+    let mut meter = Meter::new(cpu)?;
     let (shape, a, b) = operands(kernel)?;
     let Runnable { kernel, mut memory, threads } = Runnable::new(object, kernel, threads)?;
     let (a, b) = (memory.tensor(a).to_vec(), memory.tensor(b).to_vec());
     let mut c = vec![0.0; shape.m * shape.n];
     let others: Vec<Box<dyn MatmulKernel>> = kernels::all(threads.count());
-    let timings = sampling::interleaved(others.len() + 1, Duration::from_millis(time_ms), |task| match task {
+    let count = others.len();
+    let timings = sampling::interleaved(count + 3, Duration::from_millis(time_ms), |task| match task {
         0 => kernel.block(&mut memory, &threads),
+        it if it == count + 1 => meter.compute(&threads),
+        it if it == count + 2 => meter.read(&threads),
         other => others[other - 1].multiply(&a, &b, &mut c, shape),
     })?;
+    let ceilings = meter.ceilings(&threads, &timings[count + 1], &timings[count + 2]);
     let Shape { m, n, k } = shape;
     let names = std::iter::once("generated".to_owned()).chain(others.iter().map(|it| it.name().to_owned()));
     let mut results = names.zip(timings).map(|(name, timing)| StageBenchmark {
@@ -39,7 +52,7 @@ pub fn bench_matmul(object: &[u8], kernel: &Kernel, threads: usize, time_ms: u64
         bytes: 4 * (m * k + k * n + m * n) as u64,
     });
     let block = results.next().ok_or_else(|| Failure::new(FailureKind::Internal, "nothing was measured"))?;
-    Ok(Benchmark { version: BENCHMARK_VERSION, threads: threads.count(), block, stages: results.collect() })
+    Ok(Benchmark { version: BENCHMARK_VERSION, threads: threads.count(), ceilings, block, stages: results.collect() })
 }
 
 /// Shape and operands of a graph that is one product and nothing else: the others compute no bias and no activation.

@@ -39,7 +39,7 @@ fn the_first_build_runs_everything_and_the_second_nothing() {
     let graph = graph(&[block("gpt2", transformer()), block("bert", transformer())]);
     let mut past = Past::default();
     let ran = build(&graph, &mut past, |step, parts| outputs(step, parts, &[]));
-    assert_eq!(ran.len(), 1 + 2 * 6, "one probe for the target, six steps a block");
+    assert_eq!(ran.len(), 2 * 6, "six steps a block");
     assert_eq!(build(&graph, &mut past, |step, parts| outputs(step, parts, &[])), []);
     assert!(graph.status(&past, |_| false).iter().all(Decision::is_up_to_date));
 }
@@ -61,7 +61,7 @@ fn what_a_manifest_sets_beside_the_fields_reaches_the_steps_that_read_it() {
     assert_eq!(edited(|_| {}), "");
     assert_eq!(edited(|it| it.strategy = "random".to_owned()), "plan compile verify benchmark report");
     assert_eq!(edited(|it| it.passes.truncate(5)), "ir plan compile verify benchmark report");
-    assert_eq!(edited(|it| it.threads = 2), "@cpu:probe plan compile verify benchmark report");
+    assert_eq!(edited(|it| it.threads = 2), "plan compile verify benchmark report");
 }
 
 #[test]
@@ -106,17 +106,17 @@ fn another_cpu_measures_again_and_never_builds_the_ir_again() {
         edit(&mut other);
         rerun(&blocks, [&cpu(), &other], [&rules, &rules], |_| {})
     };
-    assert_eq!(ran(|it| it.cores = 8), "@cpu:probe plan compile verify benchmark report");
-    assert_eq!(ran(|it| it.l2 *= 2), "@cpu:probe plan compile verify benchmark report");
-    assert_eq!(ran(|it| it.isa.push("avx512f".to_owned())), "@cpu:probe plan compile verify benchmark report");
-    assert_eq!(ran(|it| it.model.push('X')), "@cpu:probe compile verify benchmark report");
+    assert_eq!(ran(|it| it.cores = 8), "plan compile verify benchmark report");
+    assert_eq!(ran(|it| it.l2 *= 2), "plan compile verify benchmark report");
+    assert_eq!(ran(|it| it.isa.push("avx512f".to_owned())), "plan compile verify benchmark report");
+    assert_eq!(ran(|it| it.model.push('X')), "compile verify benchmark report");
 }
 
 #[test]
 fn every_step_that_uses_the_device_has_every_fact_of_it_in_its_key() {
     let graph = graph(&[block("gpt2", transformer())]);
     let facts = serde_json::to_value(cpu()).unwrap();
-    for kind in [StepKind::Probe, StepKind::Verify, StepKind::Benchmark] {
+    for kind in [StepKind::Verify, StepKind::Benchmark] {
         let step = graph.steps().iter().find(|it| it.kind == kind).unwrap();
         for fact in facts.as_object().unwrap().keys() {
             assert!(step.params.get(&format!("cpu.{fact}")).is_some(), "{kind} does not read {fact}");

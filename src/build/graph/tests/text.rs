@@ -115,8 +115,7 @@ fn why_tells_of_the_last_rebuild_once_all_is_up_to_date() {
     let mut past = Past::default();
     build(&graph(&blocks()), &mut past, run);
     build(&graph(&with_eps(1e-6)), &mut past, run);
-    let text =
-        ["gpt2@cpu:ir", "gpt2@cpu:benchmark", "@cpu:probe"].map(|it| told(&with_eps(1e-6), &past, it)).join("\n\n");
+    let text = ["gpt2@cpu:ir", "gpt2@cpu:benchmark"].map(|it| told(&with_eps(1e-6), &past, it)).join("\n\n");
     insta::assert_snapshot!(text, @r"
     `gpt2@cpu:ir`: up to date; ran last because
       `norm-eps` changed from 1e-5 to 1e-6
@@ -125,8 +124,6 @@ fn why_tells_of_the_last_rebuild_once_all_is_up_to_date() {
       reads `object`, `kernel` of `gpt2@cpu:compile`
         reads `stages` of `gpt2@cpu:ir`
           `norm-eps` changed from 1e-5 to 1e-6
-
-    `@cpu:probe`: up to date; ran once, when it was new
     ");
 }
 
@@ -246,43 +243,37 @@ fn the_graph_as_dot() {
       rankdir=LR;
       node [shape=box, style=filled, fillcolor=white];
       subgraph cluster_0 {
-        label="@cpu";
-        s0 [label="probe"];
-      }
-      subgraph cluster_1 {
         label="gpt2@cpu";
-        s1 [label="ir"];
-        s2 [label="plan"];
-        s3 [label="compile"];
-        s4 [label="verify"];
-        s5 [label="benchmark"];
-        s6 [label="report"];
+        s0 [label="ir"];
+        s1 [label="plan"];
+        s2 [label="compile"];
+        s3 [label="verify"];
+        s4 [label="benchmark"];
+        s5 [label="report"];
       }
-      s1 -> s2 [label="stages"];
-      s1 -> s3 [label="stages"];
-      s2 -> s3 [label="plan"];
-      s2 -> s4 [label="plan"];
-      s3 -> s4 [label="object, kernel"];
-      s3 -> s5 [label="object, kernel"];
-      s4 -> s5 [style=dashed];
-      s0 -> s6 [label="ceilings"];
-      s1 -> s6 [label="passes, stages"];
-      s2 -> s6 [label="plan"];
-      s4 -> s6 [label="verdict"];
-      s5 -> s6 [label="benchmark"];
+      s0 -> s1 [label="stages"];
+      s0 -> s2 [label="stages"];
+      s1 -> s2 [label="plan"];
+      s1 -> s3 [label="plan"];
+      s2 -> s3 [label="object, kernel"];
+      s2 -> s4 [label="object, kernel"];
+      s3 -> s4 [style=dashed];
+      s0 -> s5 [label="passes, stages"];
+      s1 -> s5 [label="plan"];
+      s3 -> s5 [label="verdict"];
+      s4 -> s5 [label="benchmark"];
     }
     "#);
     let graph = graph(&with_eps(1e-6));
     let coloured = dot(&graph, Some(&graph.status(&past, |_| false)));
     let nodes: Vec<_> = coloured.lines().filter(|it| it.contains("fillcolor=") && !it.contains("node")).collect();
     insta::assert_snapshot!(nodes.join("\n"), @r#"
-    s0 [label="probe", fillcolor=palegreen];
-    s1 [label="ir", fillcolor=salmon];
-    s2 [label="plan", fillcolor=khaki];
-    s3 [label="compile", fillcolor=khaki];
-    s4 [label="verify", fillcolor=khaki];
-    s5 [label="benchmark", fillcolor=khaki];
-    s6 [label="report", fillcolor=khaki];
+    s0 [label="ir", fillcolor=salmon];
+    s1 [label="plan", fillcolor=khaki];
+    s2 [label="compile", fillcolor=khaki];
+    s3 [label="verify", fillcolor=khaki];
+    s4 [label="benchmark", fillcolor=khaki];
+    s5 [label="report", fillcolor=khaki];
     "#);
 }
 
@@ -292,36 +283,31 @@ fn the_graph_as_mermaid() {
     let status = graph.status(&Past::default(), |_| false);
     insta::assert_snapshot!(mermaid(&graph, Some(&status)), @r#"
     flowchart LR
-      subgraph c0["@cpu"]
-        s0[probe]
+      subgraph c0["gpt2@cpu"]
+        s0[ir]
+        s1[plan]
+        s2[compile]
+        s3[verify]
+        s4[benchmark]
+        s5[report]
       end
-      subgraph c1["gpt2@cpu"]
-        s1[ir]
-        s2[plan]
-        s3[compile]
-        s4[verify]
-        s5[benchmark]
-        s6[report]
-      end
-      s1 -- "stages" --> s2
-      s1 -- "stages" --> s3
-      s2 -- "plan" --> s3
-      s2 -- "plan" --> s4
-      s3 -- "object, kernel" --> s4
-      s3 -- "object, kernel" --> s5
-      s4 -.-> s5
-      s0 -- "ceilings" --> s6
-      s1 -- "passes, stages" --> s6
-      s2 -- "plan" --> s6
-      s4 -- "verdict" --> s6
-      s5 -- "benchmark" --> s6
+      s0 -- "stages" --> s1
+      s0 -- "stages" --> s2
+      s1 -- "plan" --> s2
+      s1 -- "plan" --> s3
+      s2 -- "object, kernel" --> s3
+      s2 -- "object, kernel" --> s4
+      s3 -.-> s4
+      s0 -- "passes, stages" --> s5
+      s1 -- "plan" --> s5
+      s3 -- "verdict" --> s5
+      s4 -- "benchmark" --> s5
       style s0 fill:salmon
-      style s1 fill:salmon
+      style s1 fill:khaki
       style s2 fill:khaki
       style s3 fill:khaki
       style s4 fill:khaki
       style s5 fill:khaki
-      style s6 fill:khaki
     "#);
 }
 
@@ -337,7 +323,7 @@ fn the_graph_as_json() {
         assert_eq!(step["status"], status(decision));
     }
     assert_eq!(value["steps"].as_array().unwrap().len(), graph.len());
-    let mut plan = value["steps"][2].take();
+    let mut plan = value["steps"][1].take();
     assert_eq!(plan["params"]["recipe"].as_str().unwrap().len(), 64);
     plan["params"]["recipe"] = "RECIPE".into();
     insta::assert_snapshot!(format!("{plan:#}"), @r#"
@@ -345,13 +331,13 @@ fn the_graph_as_json() {
       "block": "gpt2",
       "class": "search",
       "deps": [
-        1
+        0
       ],
-      "id": 2,
+      "id": 1,
       "inputs": [
         {
           "name": "stages",
-          "step": 1
+          "step": 0
         }
       ],
       "kind": "plan",
@@ -374,7 +360,7 @@ fn the_graph_as_json() {
       "status": {
         "state": "may-be-stale",
         "waits-for": [
-          1
+          0
         ]
       },
       "step": "gpt2@cpu:plan",
