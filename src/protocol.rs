@@ -213,7 +213,7 @@ pub struct PassReport {
     pub erased: usize,
 }
 
-/// What the machine can do at best on `threads` threads, each the fastest of its samples.
+/// What the machine can do at best on `threads` threads, each the median of its samples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Ceilings {

@@ -66,14 +66,14 @@ impl Meter {
         self.buffer.len() / PARTS
     }
 
-    /// The ceilings that these samples of [`Meter::compute`] and [`Meter::read`] mean: the fastest of each, because everything
-    /// that disturbs one makes it slower.
+    /// The ceilings that these samples of [`Meter::compute`] and [`Meter::read`] mean: medians, as the kernels' own times are,
+    /// so that what slows the machine down for a while slows both.
     pub fn ceilings(&self, threads: &Threads, compute: &Timing, read: &Timing) -> Ceilings {
         let flops = STEPS * self.arithmetic.flops_per_step * threads.count() as u64;
         Ceilings {
             threads: threads.count(),
-            gflops: flops as f64 / compute.min_ns,
-            gigabytes_per_s: (self.part() * 4) as f64 / read.min_ns,
+            gflops: flops as f64 / compute.median_ns,
+            gigabytes_per_s: (self.part() * 4) as f64 / read.median_ns,
         }
     }
 }
