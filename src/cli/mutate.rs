@@ -20,7 +20,7 @@ use crate::{
         mutation::{Family, Fate, Mutant, Proof},
     },
 };
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use std::{
     io::{self, IsTerminal},
@@ -79,6 +79,9 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
     let color = print::colored(&io::stderr());
     let on_trial = |trial: &Trial| {
         bar.inc(1);
+        if bar.is_hidden() && (bar.position().is_multiple_of(PROGRESS_EVERY) || bar.position() == count as u64) {
+            eprintln!("{:>9} {} of {count} mutants", "tried", bar.position());
+        }
         if trial.fate == Fate::Survived {
             let verb = print::paint(color, RED, " survived");
             let line = format!("{verb} {} {}: {}", trial.block, trial.mutant.id, trial.mutant.description);
@@ -95,6 +98,9 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
     }
     Ok(if score.perfect() { Outcome::Done } else { Outcome::StepFailed })
 }
+
+/// Where stderr is a log: one line for so many mutants.
+const PROGRESS_EVERY: u64 = 100;
 
 /// A seed that nobody chose.
 fn opened_at() -> u64 {
@@ -120,7 +126,7 @@ impl From<MutateError> for Error {
 
 fn bar(count: usize) -> ProgressBar {
     if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
+        return ProgressBar::with_draw_target(Some(count as u64), ProgressDrawTarget::hidden());
     }
     let bar = ProgressBar::new(count as u64);
     let style = ProgressStyle::with_template("[{bar:24}] {pos}/{len} mutants {elapsed}, {eta} to go");
@@ -147,9 +153,7 @@ fn gate_name(gate: Gate) -> String {
 }
 
 fn to_json(prepared: &[Prepared], trials: &[Trial], score: &Score, seed: u64) -> serde_json::Value {
-    let subject = |it: &Prepared| {
-        json!({ "block": it.subject.name, "scaled": it.subject.scaled, "spec": it.subject.spec, "mutants": it.mutants.len() })
-    };
+    let subject = |it: &Prepared| json!({ "block": it.subject.name, "scaled": it.subject.scaled, "spec": it.subject.spec, "mutants": it.mutants.len() });
     json!({
         "version": 1,
         "seed": seed,
@@ -223,6 +227,8 @@ fn families(score: &Score) -> String {
 
 fn gates(score: &Score) -> String {
     let mut rows = vec![["gate", "rejected", "alone"].map(str::to_owned).to_vec()];
-    rows.extend(score.gates.iter().map(|(gate, it)| vec![gate_name(*gate), it.rejected.to_string(), it.alone.to_string()]));
+    rows.extend(
+        score.gates.iter().map(|(gate, it)| vec![gate_name(*gate), it.rejected.to_string(), it.alone.to_string()]),
+    );
     print::columns(&rows, true)
 }

@@ -27,7 +27,8 @@ pub fn subjects(blocks: &[BlockTarget]) -> Vec<Subject> {
         let spec = if scaled { scale(&block.spec) } else { block.spec.clone() };
         let subject =
             Subject { name: block.name.clone(), spec, passes: block.passes.clone(), threads: block.threads, scaled };
-        let same = |it: &Subject| (&it.spec, &it.passes, it.threads) == (&subject.spec, &subject.passes, subject.threads);
+        let same =
+            |it: &Subject| (&it.spec, &it.passes, it.threads) == (&subject.spec, &subject.passes, subject.threads);
         if !subjects.iter().any(same) {
             subjects.push(subject);
         }
@@ -40,7 +41,9 @@ fn weights(spec: &BlockSpec) -> usize {
     let mlp = |it: &MlpSpec| it.d_model * it.d_ff * if it.gated { 3 } else { 2 };
     match spec {
         BlockSpec::Transformer { attention: a, mlp: m, .. } => attention(a) + mlp(m),
-        BlockSpec::TransformerMicroblock { attention: a, .. } | BlockSpec::Attention { attention: a, .. } => attention(a),
+        BlockSpec::TransformerMicroblock { attention: a, .. } | BlockSpec::Attention { attention: a, .. } => {
+            attention(a)
+        }
         BlockSpec::Microblock { n, k, .. } | BlockSpec::Matmul { n, k, .. } => n * k,
         BlockSpec::Mlp { mlp: m, .. } => mlp(m),
         BlockSpec::LayerNorm { d_model, .. } => *d_model,
@@ -146,7 +149,9 @@ mod tests {
 
     #[test]
     fn grouped_heads_stay_grouped() {
-        let BlockSpec::Transformer { attention, mlp, .. } = scale(&transformer(128, 4096, 32, 8).spec) else { unreachable!() };
+        let BlockSpec::Transformer { attention, mlp, .. } = scale(&transformer(128, 4096, 32, 8).spec) else {
+            unreachable!()
+        };
         assert_eq!((attention.heads, attention.kv_heads, mlp.d_model), (4, 2, attention.d_model));
     }
 }

@@ -89,8 +89,12 @@ impl Laboratory<'_> {
         };
         let Subject { name, spec, passes, threads, .. } = subject;
         let (block, passes, threads, cpu, seed) = (spec.clone(), passes.clone(), *threads, self.cpu.clone(), self.seed);
-        let ir =
-            ActionKind::Ir { name: name.clone(), block: block.clone(), passes: passes.clone(), origins: BTreeMap::new() };
+        let ir = ActionKind::Ir {
+            name: name.clone(),
+            block: block.clone(),
+            passes: passes.clone(),
+            origins: BTreeMap::new(),
+        };
         let mut inputs = ask(ir, &BTreeMap::new(), StepKind::Ir)?;
         let plan = propose(&self.read(subject, &inputs, blob::STAGES)?, self.cpu, name, "cpu");
         let plan = serde_json::to_vec_pretty(&plan).map_err(|error| failed(internal(error.to_string())))?;
@@ -207,7 +211,8 @@ pub fn from_failure(failure: Failure) -> Result<Judged, Failure> {
         FailureKind::Codegen | FailureKind::IllegalPlan => KilledBy::Validation,
         _ => return Err(failure),
     };
-    let evidence = Evidence { gate: None, stage: failure.stage, case: "running it".to_owned(), message: failure.message };
+    let evidence =
+        Evidence { gate: None, stage: failure.stage, case: "running it".to_owned(), message: failure.message };
     Ok(Judged { fate: Fate::Killed { by, evidence, gates: Vec::new() }, stages: Vec::new() })
 }
 

@@ -4,7 +4,10 @@
 //! unrolled copies of one loop body, so for every rule and class of functions (micro-kernels, packing, one class for each
 //! kind of stage, the block's entry) a few are taken, spread evenly over all places, which is to say over all functions too.
 
-use super::{Body, Mutation, Subject, module::Module};
+use super::{
+    Body, Mutation, Subject,
+    module::{Function, Module},
+};
 use kernelforge::protocol::mutation::Family;
 use std::collections::BTreeMap;
 
@@ -32,11 +35,12 @@ const NEW: [&str; 2] = ["%mutant0", "%mutant1"];
 const RULES: &[Rule] = &rules! {
     "addf-to-subf", "a sum is a difference", |it| it.renamed("arith.addf", "arith.subf");
     "subf-to-addf", "a difference is a sum", |it| it.renamed("arith.subf", "arith.addf");
-    "subf-swapped", "a difference has its operands swapped", |it| it.swapped("arith.subf");
+    "subf-swapped", "a difference has its operands swapped", |it| it.swapped_difference();
     "mulf-to-addf", "a product is a sum", |it| it.renamed("arith.mulf", "arith.addf");
     "divf-to-mulf", "a quotient is a product", |it| it.renamed("arith.divf", "arith.mulf");
     "fma-operands", "a b + c is c b + a", |it| it.permuted("vector.fma", [2, 1, 0]);
     "fma-restarts", "the accumulator is lost", |it| it.fma_without_addend();
+    "fma-first-factor", "the second factor and the addend are lost (a norm without gain and bias)", |it| it.fma_first_factor();
     "fma-in-f16", "the accumulator is in half precision", |it| it.narrowed("f16");
     "fma-in-bf16", "the accumulator is in bfloat16", |it| it.narrowed("bf16");
     "index-plus-1", "a size, stride or offset is one too large", |it| it.index_constant(1);
@@ -104,23 +108,39 @@ pub fn mutations(subject: &Subject) -> Vec<Mutation> {
     let mut all = Vec::new();
     for ((_, rule), places) in places {
         for &(function, line) in spread(&places, PLACES) {
-            let (name, rule) = (&module.functions[function].name, &RULES[rule]);
             let same = places.iter().filter(|it| it.0 == function && it.1 < line).count();
-            let short = subject.short(name);
-            let id = format!("code/{short}/{}@{same}", rule.name);
-            let description = format!("{}: `{}`", rule.description, shortened(module.functions[function].lines[line].trim()));
-            let body = Body::Code { function: name.clone(), line, rule: rule.name };
-            all.push(Mutation::new(Family::Code, id, subject.stage_of(name), description, body));
+            all.push(at_place(subject, &module.functions[function], line, &RULES[rule], same));
         }
     }
     all.extend(whole_function_mutations(subject));
     all
 }
 
+/// The `same`-th place in this function that the rule fits.
+fn at_place(subject: &Subject, function: &Function, line: usize, rule: &'static Rule, same: usize) -> Mutation {
+    let id = format!("code/{}/{}@{same}", subject.short(&function.name), rule.name);
+    let description = format!("{}: `{}`", rule.description, shortened(function.lines[line].trim()));
+    let body = Body::Code { function: function.name.clone(), line, rule: rule.name };
+    Mutation::new(Family::Code, id, subject.stage_of(&function.name), description, body)
+}
+
+/// The mutant of this id, whether it is one of those taken or not.
+pub fn mutation(subject: &Subject, id: &str) -> Option<Mutation> {
+    let (short, place) = id.strip_prefix("code/")?.split_once('/')?;
+    let Some((rule, same)) = place.split_once('@') else {
+        return whole_function_mutations(subject).into_iter().find(|it| it.mutant.id == id);
+    };
+    let (rule, same) = (RULES.iter().find(|it| it.name == rule)?, same.parse().ok()?);
+    let function = subject.module.functions.iter().find(|it| subject.short(&it.name) == short)?;
+    let fits = |at: &usize| (rule.rewrite)(&Line { lines: &function.lines, at: *at }).is_some();
+    let line = (1..function.lines.len()).filter(fits).nth(same)?;
+    Some(at_place(subject, function, line, rule, same))
+}
+
 /// What takes more than one line: transpositions that do nothing.
 fn whole_function_mutations(subject: &Subject) -> Vec<Mutation> {
     let functions = subject.module.functions.iter().filter(|it| untransposed(&it.lines).is_some());
-    let mutation = |it: &super::module::Function| {
+    let mutation = |it: &Function| {
         let id = format!("code/{}/untransposed", subject.short(&it.name));
         let description = "tiles are copied where they should be transposed (K instead of its transpose)".to_owned();
         let body = Body::Code { function: it.name.clone(), line: 0, rule: UNTRANSPOSED };
@@ -161,7 +181,13 @@ fn untransposed(lines: &[String]) -> Option<Vec<String>> {
     let first = lines.iter().position(|it| it.contains("vector.shuffle"))?;
     let is_load = |it: &&String| it.contains("vector.load ");
     let result = |it: &String| it.trim().split(' ').next().map(str::to_owned);
-    let mut loaded: Vec<String> = lines[..first].iter().rev().take_while(|it| !it.contains("scf.for")).filter(is_load).filter_map(result).collect();
+    let mut loaded: Vec<String> = lines[..first]
+        .iter()
+        .rev()
+        .take_while(|it| !it.contains("scf.for"))
+        .filter(is_load)
+        .filter_map(result)
+        .collect();
     loaded.reverse();
     let mut new = lines.to_vec();
     let stores = new.iter_mut().skip(first).filter(|it| it.contains("vector.store "));
@@ -192,7 +218,8 @@ fn operands(line: &str) -> Vec<&str> {
     let right = line.split_once(" = ").filter(|it| it.0.trim_start().starts_with('%')).map_or(line, |it| it.1);
     let mut found = Vec::new();
     for (at, _) in right.match_indices('%') {
-        let len = right[at + 1..].find(|it: char| !it.is_ascii_alphanumeric() && it != '#').unwrap_or(right.len() - at - 1);
+        let len =
+            right[at + 1..].find(|it: char| !it.is_ascii_alphanumeric() && it != '#').unwrap_or(right.len() - at - 1);
         found.push(&right[at..at + 1 + len]);
     }
     found
@@ -229,7 +256,9 @@ impl Line<'_> {
 
     fn renamed(&self, from: &str, to: &str) -> Option<Vec<String>> {
         let text = self.text();
-        let fits = text.contains(&format!("{from} ")) || text.contains(&format!("{from},")) || (from.ends_with('>') && text.contains(from));
+        let fits = text.contains(&format!("{from} "))
+            || text.contains(&format!("{from},"))
+            || (from.ends_with('>') && text.contains(from));
         // `nsw` promises what a mutant does not keep; without it LLVM may assume nothing.
         fits.then(|| vec![text.replacen(from, to, 1).replace(" overflow<nsw>", "")])
     }
@@ -247,6 +276,24 @@ impl Line<'_> {
 
     fn swapped(&self, op: &str) -> Option<Vec<String>> {
         self.permuted(op, [1, 0])
+    }
+
+    /// Not where the difference is squared: there its sign does not matter.
+    fn swapped_difference(&self) -> Option<Vec<String>> {
+        let result = self.text().trim().split(' ').next()?;
+        let squared =
+            self.lines.get(self.at + 1).is_some_and(|it| it.contains(&format!("arith.mulf {result}, {result} ")));
+        if squared { None } else { self.swapped("arith.subf") }
+    }
+
+    fn fma_first_factor(&self) -> Option<Vec<String>> {
+        if !self.is("vector.fma") {
+            return None;
+        }
+        let (left, right) = self.text().split_once(" = ")?;
+        let (first, kind, zero) = (*operands(self.text()).first()?, right.rsplit_once(" : ")?.1, NEW[0]);
+        let constant = format!("{}{zero} = arith.constant dense<0.0> : {kind}", self.indent());
+        Some(vec![constant, format!("{left} = arith.addf {first}, {zero} : {kind}")])
     }
 
     fn fma_without_addend(&self) -> Option<Vec<String>> {
@@ -317,9 +364,15 @@ impl Line<'_> {
         let (new, indent) = (NEW[0], self.indent());
         let (op, from, to) = match bound {
             Bound::FirstSkipped => (format!("arith.addi {low}, {step}"), format!("= {low} to"), format!("= {new} to")),
-            Bound::LastSkipped => (format!("arith.subi {high}, {step}"), format!("to {high} step"), format!("to {new} step")),
-            Bound::OneMore => (format!("arith.addi {high}, {step}"), format!("to {high} step"), format!("to {new} step")),
-            Bound::StepDoubled => (format!("arith.addi {step}, {step}"), format!("step {step} "), format!("step {new} ")),
+            Bound::LastSkipped => {
+                (format!("arith.subi {high}, {step}"), format!("to {high} step"), format!("to {new} step"))
+            }
+            Bound::OneMore => {
+                (format!("arith.addi {high}, {step}"), format!("to {high} step"), format!("to {new} step"))
+            }
+            Bound::StepDoubled => {
+                (format!("arith.addi {step}, {step}"), format!("step {step} "), format!("step {new} "))
+            }
         };
         Some(vec![format!("{indent}{new} = {op} : index"), text.replacen(&from, &to, 1)])
     }
@@ -498,7 +551,8 @@ mod tests {
 
     #[test]
     fn accesses_move_and_lose_their_masks() {
-        let load = "  %1 = vector.maskedload %2[%3], %4, %5 : memref<8xf32>, vector<4xi1>, vector<4xf32> into vector<4xf32>";
+        let load =
+            "  %1 = vector.maskedload %2[%3], %4, %5 : memref<8xf32>, vector<4xi1>, vector<4xf32> into vector<4xf32>";
         assert_eq!(rewritten("load-unmasked", load), ["  %1 = vector.load %2[%3] : memref<8xf32>, vector<4xf32>"]);
         assert_eq!(rewritten("load-offset", load)[1], "  %mutant1 = arith.addi %3, %mutant0 : index");
         let store = "  vector.maskedstore %2[%3], %4, %5 : memref<8xf32>, vector<4xi1>, vector<4xf32>";
@@ -507,10 +561,16 @@ mod tests {
 
     #[test]
     fn constants_change_in_every_spelling() {
-        assert_eq!(rewritten("count-minus-1", "  %1 = arith.constant 64.0 : f32"), ["  %1 = arith.constant 0x427C0000 : f32"]);
+        assert_eq!(
+            rewritten("count-minus-1", "  %1 = arith.constant 64.0 : f32"),
+            ["  %1 = arith.constant 0x427C0000 : f32"]
+        );
         let dense = rewritten("constant-negated", "  %1 = arith.constant dense<0x3F800000> : vector<16xf32>");
         assert_eq!(dense, ["  %1 = arith.constant dense<0xBF800000> : vector<16xf32>"]);
-        assert_eq!(rewritten("index-minus-1", "  %1 = arith.constant 64 : index"), ["  %1 = arith.constant 63 : index"]);
+        assert_eq!(
+            rewritten("index-minus-1", "  %1 = arith.constant 64 : index"),
+            ["  %1 = arith.constant 63 : index"]
+        );
     }
 
     #[test]

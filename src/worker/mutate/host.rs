@@ -46,9 +46,14 @@ pub fn mutations(subject: &Subject) -> Vec<Mutation> {
         push(format!("block/{id}"), None, description, &|it| edit(&mut it.block));
     }
     for at in 1..kernel.block.args.len() {
-        push(format!("block/arguments-{}-{at}-swapped", at - 1), None, "two entries of the argument table are swapped", &|it| {
-            it.block.args.swap(at - 1, at);
-        });
+        push(
+            format!("block/arguments-{}-{at}-swapped", at - 1),
+            None,
+            "two entries of the argument table are swapped",
+            &|it| {
+                it.block.args.swap(at - 1, at);
+            },
+        );
     }
     let first = |role| kernel.graph.with_role(role).next().map(|it| Arg::Tensor(it.0));
     if let (Some(input), Some(output)) = (first(Role::Input), first(Role::Output)) {
@@ -98,4 +103,3 @@ fn calls(entry: &Entry) -> Vec<Edit> {
 fn replace(entry: &mut Entry, from: Arg, to: Arg) {
     entry.args.iter_mut().filter(|it| **it == from).for_each(|it| *it = to);
 }
-

@@ -52,7 +52,11 @@ enum Body {
     Passes(Vec<Pass>),
     /// Generated instead of the block's stages.
     Ir(Box<StageGraph>),
-    Code { function: String, line: usize, rule: &'static str },
+    Code {
+        function: String,
+        line: usize,
+        rule: &'static str,
+    },
     /// The kernel's description, beside the original's machine code.
     Host(Box<Kernel>),
     Oracle(Weakness),
@@ -107,6 +111,21 @@ impl Subject<'_> {
     }
 }
 
+impl Subject<'_> {
+    /// The mutant of this id. Only its family is looked through, because looking at every place in the code takes as long
+    /// as judging a mutant does.
+    fn mutation(&self, id: &str) -> Option<Mutation> {
+        let all = match id.split('/').next()? {
+            "plan" => plans::mutations(self),
+            "ir" => stages::mutations(self),
+            "code" => return code::mutation(self, id),
+            "host" => host::mutations(self),
+            _ => oracle::mutations(self),
+        };
+        all.into_iter().find(|it| it.mutant.id == id)
+    }
+}
+
 /// The files of a built block.
 pub struct Built<'a> {
     pub block: &'a BlockSpec,
@@ -144,8 +163,8 @@ pub struct Trial<'a> {
 /// `BadInput` when the block has no such mutant; whatever the verifier fails with on the original.
 pub fn judge(built: &Built, trial: Trial, id: &str) -> Result<Judged, Failure> {
     built.with(|subject| {
-        let mutation = subject.mutations().into_iter().find(|it| it.mutant.id == id);
-        let mutation = mutation
+        let mutation = subject
+            .mutation(id)
             .ok_or_else(|| Failure::new(FailureKind::BadInput, format!("the block has no mutant `{id}`")))?;
         let mut judged = mutation.body.judge(subject, trial)?;
         if judged.fate == Fate::Survived
@@ -185,7 +204,8 @@ impl Body {
                 None => Ok(judged(Fate::Stillborn { message: "the rule does not fit its place".to_owned() })),
             },
             Self::Host(kernel) => {
-                let verdict = subject.verify(&kernel, subject.plan, trial, || LoadedKernel::load(trial.object, (*kernel).clone()))?;
+                let verdict = subject
+                    .verify(&kernel, subject.plan, trial, || LoadedKernel::load(trial.object, (*kernel).clone()))?;
                 Ok(from_verdict(&verdict, || Ok(false))?)
             }
             Self::Oracle(weakness) => oracle::judge(subject, &weakness, trial),

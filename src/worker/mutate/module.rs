@@ -52,7 +52,8 @@ impl Module {
     /// A module of the functions `changed`, all that call them, and the private ones that any of these call; other functions
     /// are declared.
     pub fn patch(&self, changed: &BTreeSet<String>) -> String {
-        let calls: BTreeMap<&str, BTreeSet<&str>> = self.functions.iter().map(|it| (it.name.as_str(), it.calls())).collect();
+        let calls: BTreeMap<&str, BTreeSet<&str>> =
+            self.functions.iter().map(|it| (it.name.as_str(), it.calls())).collect();
         let mut defined: BTreeSet<&str> = calls.keys().copied().filter(|it| changed.contains(*it)).collect();
         while let Some(caller) =
             calls.iter().find(|it| !defined.contains(it.0) && it.1.iter().any(|it| defined.contains(it)))
@@ -119,7 +120,10 @@ mod tests {
         let bodies = patch.replace("func.func private @c(!llvm.ptr, i64, i64)\n", "");
         assert_eq!(defined(&bodies), ["tile", "a", "block"]);
         let whole = module.patch(&BTreeSet::from(["tile".to_owned()]));
-        assert_eq!(defined(&whole.replace("func.func private @c(!llvm.ptr, i64, i64)\n", "")), ["tile", "a", "b", "block"]);
+        assert_eq!(
+            defined(&whole.replace("func.func private @c(!llvm.ptr, i64, i64)\n", "")),
+            ["tile", "a", "b", "block"]
+        );
     }
 
     #[test]

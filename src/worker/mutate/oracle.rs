@@ -23,7 +23,11 @@ pub fn mutations(subject: &Subject) -> Vec<Mutation> {
         ("tolerance-times-10".to_owned(), "every bound is ten times as large".to_owned(), Weakness::ToleranceTimes10),
         ("unbounded".to_owned(), "every finite value is near enough".to_owned(), Weakness::Unbounded),
         ("nan-ignored".to_owned(), "NaN is as good as any number".to_owned(), Weakness::NanIgnored),
-        ("compared-with-itself".to_owned(), "the candidate is compared with itself".to_owned(), Weakness::ComparedWithItself),
+        (
+            "compared-with-itself".to_owned(),
+            "the candidate is compared with itself".to_owned(),
+            Weakness::ComparedWithItself,
+        ),
     ];
     for stage in &subject.kernel.graph.stages {
         let weakness = Weakness::StageSkipped(stage.name.clone());

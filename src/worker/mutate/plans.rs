@@ -6,9 +6,7 @@ use super::{Body, Mutation, Subject};
 use kernelforge::{
     host::CpuFacts,
     manifest::spec::Pass,
-    plan::schedule::{
-        AttentionSchedule, ElementwiseSchedule, MatmulSchedule, NormSchedule, Schedule,
-    },
+    plan::schedule::{AttentionSchedule, ElementwiseSchedule, MatmulSchedule, NormSchedule, Schedule},
     protocol::mutation::Family,
 };
 use serde_json::{Value, json};
@@ -32,7 +30,11 @@ pub fn mutations(subject: &Subject) -> Vec<Mutation> {
                 push(format!("{stage}/{knob}={value}"), Some(stage), description, plan);
             }
         }
-        for (name, what, value) in [("nan", "no number", json!("NaN")), ("negative", "a negative size", json!(-1)), ("huge", "2^64 lanes", json!(18_446_744_073_709_551_615u64))] {
+        for (name, what, value) in [
+            ("nan", "no number", json!("NaN")),
+            ("negative", "a negative size", json!(-1)),
+            ("huge", "2^64 lanes", json!(18_446_744_073_709_551_615u64)),
+        ] {
             let mut plan = plan.clone();
             let knob = if matches!(schedule, Schedule::Mlp(_)) { "row-block" } else { "lanes" };
             plan["stages"][stage][knob] = value;
@@ -113,7 +115,11 @@ fn tile(prefix: &str, (mr, nr, width): (usize, usize, usize), cpu: &CpuFacts, wr
     wrong.push((format!("{prefix}mr"), "no rows", 0));
     wrong.push((format!("{prefix}mr"), "more than any CPU has registers for", 1024));
     // (mr + 1) vectors + 1 registers is the most that fits.
-    wrong.push((format!("{prefix}mr"), "one row more than the registers hold", cpu.vector_registers.saturating_sub(1) / vectors.max(1)));
+    wrong.push((
+        format!("{prefix}mr"),
+        "one row more than the registers hold",
+        cpu.vector_registers.saturating_sub(1) / vectors.max(1),
+    ));
     wrong.push((format!("{prefix}nr"), "no columns", 0));
     wrong.push((format!("{prefix}nr"), "not a multiple of `lanes`", nr + 1));
     wrong.push((format!("{prefix}nr"), "not a multiple of `lanes`", nr - 1));
@@ -158,7 +164,11 @@ fn pipelines(subject: &Subject) -> Vec<Mutation> {
         if index + 1 < passes.len() {
             let mut swapped = passes.to_vec();
             swapped.swap(index, index + 1);
-            all.push((format!("pass-late/{name}"), format!("`{name}` runs after `{}`", passes[index + 1].name()), swapped));
+            all.push((
+                format!("pass-late/{name}"),
+                format!("`{name}` runs after `{}`", passes[index + 1].name()),
+                swapped,
+            ));
         }
     }
     let mutation = |(id, description, passes)| {

@@ -81,11 +81,13 @@ impl Edits<'_> {
                     self.op(id, "keys and values of other heads", op);
                 }
                 if batch > 1 {
-                    let op = StageOp::Attention { batch: 1, seq: seq * batch, heads, kv_heads, head_dim, causal, scale };
+                    let op =
+                        StageOp::Attention { batch: 1, seq: seq * batch, heads, kv_heads, head_dim, causal, scale };
                     self.op("batches-merged", "every sequence sees the others", op);
                 }
                 if seq % 2 == 0 {
-                    let op = StageOp::Attention { batch: 2 * batch, seq: seq / 2, heads, kv_heads, head_dim, causal, scale };
+                    let op =
+                        StageOp::Attention { batch: 2 * batch, seq: seq / 2, heads, kv_heads, head_dim, causal, scale };
                     self.op("sequence-halved", "no row sees the other half of its sequence", op);
                 }
             }
@@ -133,7 +135,8 @@ impl Edits<'_> {
             }
             StageOp::Scale { rows, width, factor } => {
                 let value = factor.value();
-                for (id, factor) in [("missing", 1.0), ("squared", value * value), ("negative", -value), ("zero", 0.0)] {
+                for (id, factor) in [("missing", 1.0), ("squared", value * value), ("negative", -value), ("zero", 0.0)]
+                {
                     let op = StageOp::Scale { rows, width, factor: Factor::Value(factor) };
                     self.op(id, format!("scaled by {factor}"), op);
                 }
