@@ -20,6 +20,7 @@ use llvm_sys::{
 };
 use std::{
     ffi::{CStr, CString},
+    ops::Range,
     ptr,
 };
 
@@ -186,6 +187,13 @@ impl LoadedKernel {
     /// Runs one stage, its units shared among the threads.
     pub fn stage(&self, index: usize, memory: &mut Memory, threads: &Threads) {
         call(self.stages[index], &self.kernel.stages[index], memory, threads);
+    }
+
+    /// Runs some units of one stage on the calling thread.
+    pub fn stage_units(&self, index: usize, units: Range<usize>, memory: &mut Memory) {
+        let table = memory.arguments(&self.kernel.stages[index].args, 0);
+        // SAFETY: as in `call`.
+        unsafe { self.stages[index](table.as_ptr(), units.start as i64, units.end as i64) }
     }
 
     /// Runs the block. On one thread that is the block entry, with its values in the workspace; on more it is every stage in turn,

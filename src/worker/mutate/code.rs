@@ -45,7 +45,7 @@ const RULES: &[Rule] = &rules! {
     "fma-in-bf16", "the accumulator is in bfloat16", |it| it.narrowed("bf16");
     "index-plus-1", "a size, stride or offset is one too large", |it| it.index_constant(1);
     "index-minus-1", "a size, stride or offset is one too small", |it| it.index_constant(-1);
-    "addi-to-subi", "an offset is subtracted", |it| it.renamed("arith.addi", "arith.subi");
+    "addi-to-subi", "an offset is subtracted", |it| it.subtracted_offset();
     "muli-to-addi", "a stride is added", |it| it.renamed("arith.muli", "arith.addi");
     "divui-to-remui", "a remainder instead of a quotient", |it| it.renamed("arith.divui", "arith.remui");
     "remui-to-divui", "a quotient instead of a remainder", |it| it.renamed("arith.remui", "arith.divui");
@@ -65,6 +65,7 @@ const RULES: &[Rule] = &rules! {
     "loop-one-more", "there is an iteration too many", |it| it.loop_bound(Bound::OneMore);
     "loop-step-doubled", "every other iteration is skipped", |it| it.loop_bound(Bound::StepDoubled);
     "loop-starts-anew", "a loop forgets what it has summed", |it| it.yields_first_operand();
+    "depth-halved", "a product has half its terms", |it| it.halved_depth();
     "mask-plus-1", "the mask has a lane too many", |it| it.mask("arith.addi");
     "mask-minus-1", "the mask lacks a lane", |it| it.mask("arith.subi");
     "store-unmasked", "the tail guard of a store is dropped", |it| it.unmasked_store();
@@ -323,8 +324,31 @@ impl Line<'_> {
         ])
     }
 
+    /// Not where the sum is clipped right away: a difference below 0 wraps round and is clipped to the same end.
+    fn subtracted_offset(&self) -> Option<Vec<String>> {
+        let result = self.text().trim().split(' ').next()?;
+        let clipped = self.lines.get(self.at + 1).is_some_and(|it| it.contains(&format!("arith.minui {result},")));
+        if clipped { None } else { self.renamed("arith.addi", "arith.subi") }
+    }
+
+    /// The last constant before a call of a micro-kernel is the depth of the product.
+    fn halved_depth(&self) -> Option<Vec<String>> {
+        let (left, right) = self.text().split_once(" = arith.constant ")?;
+        let value: usize = right.strip_suffix(" : index")?.parse().ok()?;
+        (self.is_depth() && value > 1).then(|| vec![format!("{left} = arith.constant {} : index", value / 2)])
+    }
+
+    fn is_depth(&self) -> bool {
+        self.lines.get(self.at + 1).is_some_and(|it| it.trim_start().starts_with("func.call @tile_"))
+    }
+
+    /// Depths and steps have rules of their own: loops over them round up, so that one more or less may be none.
     fn index_constant(&self, by: i64) -> Option<Vec<String>> {
         let text = self.text();
+        let step = format!(" step {} ", text.trim().split(' ').next()?);
+        if self.is_depth() || self.lines[self.at..].iter().any(|it| it.contains(&step)) {
+            return None;
+        }
         let (left, right) = text.split_once(" = arith.constant ")?;
         let value: i64 = right.strip_suffix(" : index")?.parse().ok()?;
         (value + by >= 0).then(|| vec![format!("{left} = arith.constant {} : index", value + by)])

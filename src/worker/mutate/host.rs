@@ -42,9 +42,7 @@ pub fn mutations(subject: &Subject) -> Vec<Mutation> {
             });
         }
     }
-    for (id, description, edit) in calls(&kernel.block) {
-        push(format!("block/{id}"), None, description, &|it| edit(&mut it.block));
-    }
+    // Its units are not mutated: the block's entry does all its work whatever range it is given.
     for at in 1..kernel.block.args.len() {
         push(
             format!("block/arguments-{}-{at}-swapped", at - 1),

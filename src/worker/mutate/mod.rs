@@ -168,7 +168,7 @@ pub fn judge(built: &Built, trial: Trial, id: &str) -> Result<Judged, Failure> {
             .ok_or_else(|| Failure::new(FailureKind::BadInput, format!("the block has no mutant `{id}`")))?;
         let mut judged = mutation.body.judge(subject, trial)?;
         if judged.fate == Fate::Survived
-            && let Some(reason) = reviewed(id)
+            && let Some(reason) = reviewed(&subject.kernel.graph.block, id)
         {
             judged.fate = Fate::Equivalent { proof: Proof::Reviewed(reason.to_owned()) };
         }
@@ -308,9 +308,13 @@ fn killed_by(gate: Gate) -> KilledBy {
 }
 
 /// The reviewed list's reason why `id` is no mistake.
-fn reviewed(id: &str) -> Option<&'static str> {
+fn reviewed(block: &str, id: &str) -> Option<&'static str> {
+    let full = format!("{block}/{id}");
     let lines = include_str!("equivalent.txt").lines().filter(|it| !it.starts_with('#'));
-    lines.filter_map(|it| it.split_once(": ")).find(|it| matches(it.0.trim(), id)).map(|it| it.1.trim())
+    lines
+        .filter_map(|it| it.split_once(": "))
+        .find(|it| [id, &full].iter().any(|id| matches(it.0.trim(), id)))
+        .map(|it| it.1.trim())
 }
 
 /// `*` stands for any text without `/`.

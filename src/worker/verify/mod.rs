@@ -86,7 +86,8 @@ pub fn verify_loaded(
 fn examine(candidate: &mut dyn Candidate, block: &BlockSpec, seed: u64) -> Vec<GateResult> {
     inputs::fill(candidate, inputs::rope_theta(block), seed);
     candidate.prepare();
-    let memory = gates::memory::check(candidate);
+    let mut memory = gates::memory::check(candidate);
+    memory.extend(gates::split::check(candidate));
     let mut results = gates::bound::check_received(candidate, seed);
     results.extend(gates::bound::check_regimes(candidate, seed));
     results.extend(memory);
