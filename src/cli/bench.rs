@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     build::{
-        engine::{action, lease::lease},
+        engine::{action, lease},
         graph::StepKind,
     },
     host::CpuFacts,
@@ -63,7 +63,7 @@ pub fn main(command: Command) -> Result<Outcome, Error> {
     let benchmark = asker.with(|asked| {
         let kernel = compile(asked, &asker, &args, &cpu)?;
         let on_wait = |holder: &_| print::warning(&format!("waiting for the measurement on this device by {holder}"));
-        let lease = lease(&cpu.fingerprint(), asker.leash(), on_wait)?;
+        let lease = lease::device(&cpu.fingerprint(), asker.leash(), on_wait)?;
         let lease = lease.ok_or_else(Error::interrupted)?;
         let MatmulArgs { threads, time_ms, .. } = args;
         let action = ActionKind::BenchMatmul { threads, time_ms };
@@ -103,19 +103,19 @@ fn gflops(stage: &StageBenchmark) -> f64 {
     stage.flops as f64 / stage.timing.median_ns
 }
 
-/// GFLOP/s of the generated kernel, which the ratios refer to.
-fn generated(benchmark: &Benchmark) -> f64 {
-    let stage = benchmark.stages.iter().find(|it| it.name == "generated");
-    gflops(stage.unwrap_or(&benchmark.block))
+/// The hand-written kernels, then the generated one, which is the benchmark's block.
+fn kernels(benchmark: &Benchmark) -> impl Iterator<Item = (&str, &StageBenchmark)> {
+    let baselines = benchmark.stages.iter().map(|it| (it.name.as_str(), it));
+    baselines.chain([("generated", &benchmark.block)])
 }
 
 fn table(args: &MatmulArgs, benchmark: &Benchmark) -> String {
     let header = ["kernel", "median ms", "spread %", "samples", "GFLOP/s", "of generated"].map(str::to_owned).to_vec();
-    let generated = generated(benchmark);
-    let row = |stage: &StageBenchmark| {
+    let generated = gflops(&benchmark.block);
+    let row = |(name, stage): (&str, &StageBenchmark)| {
         let timing = &stage.timing;
         vec![
-            stage.name.clone(),
+            name.to_owned(),
             format!("{:.3}", timing.median_ns / 1e6),
             format!("{:.1}", 100.0 * (timing.q3_ns - timing.q1_ns) / timing.median_ns),
             timing.samples.to_string(),
@@ -123,17 +123,20 @@ fn table(args: &MatmulArgs, benchmark: &Benchmark) -> String {
             format!("{:.2}", gflops(stage) / generated),
         ]
     };
-    let rows: Vec<_> = std::iter::once(header).chain(benchmark.stages.iter().map(row)).collect();
+    let rows: Vec<_> = std::iter::once(header).chain(kernels(benchmark).map(row)).collect();
     let MatmulArgs { m, n, k, .. } = args;
     let title = format!("C[{m}, {n}] = A[{m}, {k}] B[{k}, {n}], f32, {} thread(s)\n", benchmark.threads);
     title + &print::columns(&rows, true)
 }
 
 fn to_json(args: &MatmulArgs, cpu: &CpuFacts, benchmark: &Benchmark) -> serde_json::Value {
-    let generated = generated(benchmark);
-    let kernel = |it: &StageBenchmark| json!({ "name": it.name, "timing": it.timing, "flops": it.flops, "gflops": gflops(it), "of-generated": gflops(it) / generated });
+    let generated = gflops(&benchmark.block);
+    let kernel = |(name, it): (&str, &StageBenchmark)| {
+        let speed = gflops(it);
+        json!({ "name": name, "timing": it.timing, "flops": it.flops, "gflops": speed, "of-generated": speed / generated })
+    };
     json!({
         "version": 1, "m": args.m, "n": args.n, "k": args.k, "threads": benchmark.threads, "cpu": cpu,
-        "kernels": benchmark.stages.iter().map(kernel).collect::<Vec<_>>(),
+        "kernels": kernels(benchmark).map(kernel).collect::<Vec<_>>(),
     })
 }

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     build::{
         engine::{
-            interrupt,
+            interrupt, lease,
             observe::{Event, Observer, Wait},
             out,
             run::{self, Built, Options, StepResult},
@@ -105,11 +105,11 @@ struct Request<'a> {
 
 /// Takes the directory's lock and builds.
 fn build(opened: &Opened, request: &Request<'_>, progress: &Progress) -> Result<Built, Error> {
-    let on_wait = |holder: &_| progress.event(Event::Waiting { what: Wait::Directory, holder });
-    let (_lock, found) = opened.store.lock_build(None, on_wait)?;
-    project::notices(&found);
     let leash = Arc::new(Leash::default());
     let _guard = interrupt::guard(&leash);
+    let on_wait = |holder: &_| progress.event(Event::Waiting { what: Wait::Directory, holder });
+    let (_lock, found) = lease::directory(&opened.store, &leash, on_wait)?.ok_or_else(Error::interrupted)?;
+    project::notices(&found);
     let jobs = request.jobs.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
     let force = request.force;
     let forced = move |_: &Step| force;

@@ -37,14 +37,7 @@ pub struct Error(Box<Kind>);
 #[derive(Debug)]
 enum Kind {
     Manifest(ProjectErrors),
-    /// The reader of stdout went away (`kforge ... | head`): nothing to tell, nobody to tell it to.
-    ClosedPipe,
-    Message {
-        code: Outcome,
-        message: String,
-        detail: String,
-        hint: Option<String>,
-    },
+    Message { code: Outcome, message: String, detail: String, hint: Option<String> },
 }
 
 impl Error {
@@ -75,7 +68,6 @@ impl Error {
     pub fn code(&self) -> Outcome {
         match &*self.0 {
             Kind::Manifest(_) => Outcome::Input,
-            Kind::ClosedPipe => Outcome::Done,
             Kind::Message { code, .. } => *code,
         }
     }
@@ -84,9 +76,8 @@ impl Error {
         match &*self.0 {
             Kind::Manifest(errors) => {
                 let color = print::colored(&io::stderr());
-                eprint!("{}", manifest::render(errors, color, print::width()));
+                print::err(&manifest::render(errors, color, print::width()));
             }
-            Kind::ClosedPipe => {}
             Kind::Message { message, detail, hint, .. } => print::problem(message, detail, hint.as_deref()),
         }
     }
@@ -97,7 +88,6 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &*self.0 {
             Kind::Manifest(errors) => write!(f, "{errors}"),
-            Kind::ClosedPipe => f.write_str("nobody reads the output"),
             Kind::Message { message, .. } => f.write_str(message),
         }
     }
@@ -142,10 +132,7 @@ impl From<Failure> for Error {
 
 impl From<io::Error> for Error {
     fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::BrokenPipe => Self(Box::new(Kind::ClosedPipe)),
-            _ => Self::environment(error.to_string()),
-        }
+        Self::environment(error.to_string())
     }
 }
 

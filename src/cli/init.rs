@@ -37,7 +37,8 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
     let failed =
         |path: &Path, error: &io::Error| Error::environment(format!("cannot write `{}`: {error}", path.display()));
     fs::create_dir_all(root.join("workloads")).map_err(|error| failed(&root, &error))?;
-    let name = root.canonicalize().ok().and_then(|it| Some(it.file_name()?.to_string_lossy().into_owned()));
+    let root = root.canonicalize().unwrap_or(root);
+    let name = root.file_name().map(|it| it.to_string_lossy().into_owned());
     let name = name.unwrap_or_else(|| "kernels".to_owned());
     let project = format!(
         "[project]\nname = {}\nworkloads = [\"workloads/*.toml\"]\ntargets = [\"cpu\"]\n\n\

@@ -32,24 +32,32 @@ pub fn width() -> usize {
 /// Tells a problem on stderr.
 pub fn problem(message: &str, detail: &str, hint: Option<&str>) {
     let color = colored(&io::stderr());
-    eprintln!("{}: {message}", paint(color, RED, "error"));
+    let mut text = format!("{}: {message}\n", paint(color, RED, "error"));
     for line in detail.lines() {
-        eprintln!("  {line}");
+        text += &format!("  {line}\n");
     }
     if let Some(hint) = hint {
-        eprintln!("  {}: {hint}", paint(color, CYAN, "hint"));
+        text += &format!("  {}: {hint}\n", paint(color, CYAN, "hint"));
     }
+    err(&text);
 }
 
 pub fn warning(message: &str) {
-    eprintln!("{}: {message}", paint(colored(&io::stderr()), YELLOW, "warning"));
+    err(&format!("{}: {message}\n", paint(colored(&io::stderr()), YELLOW, "warning")));
 }
 
-/// Writes to stdout; fails where a plain `print!` would panic because the reader went away.
+/// Writes to stderr. Where a plain `eprint!` would panic because the reader went away, there is nobody to tell.
+pub fn err(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// Writes to stdout. A reader that went away (`kforge ... | head`) has read what it wanted: that is no failure.
 pub fn out(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    stdout.flush()
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
 }
 
 pub fn json(value: &impl Serialize) -> io::Result<()> {

@@ -34,7 +34,7 @@ impl Progress {
         let line = format!("{} {text}", print::paint(self.color, style, &format!("{verb:>9}")));
         match &self.bar {
             Some(bar) => bar.println(line),
-            None => eprintln!("{line}"),
+            None => print::err(&(line + "\n")),
         }
     }
 

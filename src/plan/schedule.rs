@@ -53,6 +53,9 @@ pub struct MatmulSchedule {
     /// Copy each block of A next to each other, rows padded against cache-set conflicts.
     pub pack_a: bool,
     pub pack_b: PackB,
+    /// While the tiles of one packed panel of B run, ask for the next panel. Acts with packed B, columns outside, and an
+    /// `unroll` that divides a cache line of 16 elements.
+    pub prefetch: bool,
     pub split: Split,
 }
 
@@ -122,6 +125,7 @@ impl MatmulSchedule {
             order: TileOrder::RowsOutside,
             pack_a: false,
             pack_b: PackB::Never,
+            prefetch: false,
             split: Split::Rows,
         }
     }

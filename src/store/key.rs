@@ -52,9 +52,18 @@ impl KeyParts {
 
     /// Adds all parts of `other`, replacing those of the same name.
     pub fn extend(&mut self, other: &Self) {
-        for (name, value) in &other.0 {
-            self.set(name.clone(), value.clone());
+        // Both are sorted, and a graph does this for every step: merging is several times faster than inserting.
+        let mut merged = Vec::with_capacity(self.0.len() + other.0.len());
+        let mut own = std::mem::take(&mut self.0).into_iter().peekable();
+        for part in &other.0 {
+            while let Some(earlier) = own.next_if(|it| it.0 < part.0) {
+                merged.push(earlier);
+            }
+            own.next_if(|it| it.0 == part.0);
+            merged.push(part.clone());
         }
+        merged.extend(own);
+        self.0 = merged;
     }
 
     pub fn get(&self, name: &str) -> Option<&str> {
@@ -120,5 +129,37 @@ impl Serialize for KeyParts {
 impl<'de> Deserialize<'de> for KeyParts {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Ok(BTreeMap::<String, String>::deserialize(deserializer)?.into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn extending_is_setting_each_part(
+            own in proptest::collection::vec(("[a-d]{0,2}", "[0-9]"), 0..9), other in proptest::collection::vec(("[a-d]{0,2}", "[a-z]"), 0..9),
+        ) {
+            let other: KeyParts = other.into_iter().collect();
+            let mut extended: KeyParts = own.into_iter().collect();
+            let mut set = extended.clone();
+            extended.extend(&other);
+            other.iter().for_each(|(name, value)| set.set(name, value));
+            prop_assert_eq!(extended, set);
+        }
+    }
+
+    #[test]
+    fn fields_have_one_text_each() {
+        let mut parts = KeyParts::new();
+        parts.set_fields(
+            "it",
+            &serde_json::json!({ "eps": 1e-5, "theta": 10000.0, "n": 3, "on": true, "none": null,
+            "list": ["a", "b"], "deep": { "er": "x" } }),
+        );
+        let lines: Vec<_> = parts.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        insta::assert_snapshot!(lines.join(" "), @"it.deep.er=x it.eps=1e-5 it.list=[a, b] it.n=3 it.none=null it.on=true it.theta=10000.0");
     }
 }

@@ -1,6 +1,6 @@
 //! What a build does and does not do again.
 
-use crate::project::{Built, Project, Run, wait_until};
+use crate::project::{Built, Project, Run, signal, wait_until};
 use kernelforge::store::Store;
 use std::{
     fs::{self, File},
@@ -53,7 +53,7 @@ fn a_field_of_one_block_makes_only_its_steps_stale() {
     assert_eq!(built.steps("up-to-date").len(), 7);
 }
 
-const WHY_EPS: &str = "`first@cpu:ir`: stale\n  `block.norm-eps` changed from `0.00001` to `0.000001`\n";
+const WHY_EPS: &str = "`first@cpu:ir`: stale\n  `norm-eps` changed from 1e-5 to 1e-6\n";
 
 #[test]
 fn going_back_to_an_earlier_value_runs_nothing() {
@@ -81,8 +81,9 @@ fn a_pass_list_that_leaves_the_ir_the_same_stops_at_the_cutoff() {
     // The report lists the passes in their order, so it is made again; nothing is compiled, verified or measured.
     assert_eq!(built.ran(), ["first@cpu:ir", "first@cpu:report", "second@cpu:ir", "second@cpu:report"]);
     let why = project.done(&["why", "first@cpu"]).stdout;
-    assert!(why.starts_with("`first@cpu:report`: up to date\n"), "{why}");
-    assert!(why.contains("reads `passes` of `first@cpu:ir`") && why.contains("`passes` changed from"), "{why}");
+    assert!(why.starts_with("`first@cpu:report`: up to date; ran last because\n"), "{why}");
+    let reads = why.contains("  reads `passes`") && why.contains(" of `first@cpu:ir`\n");
+    assert!(reads && why.contains("\n    `passes` changed from ["), "{why}");
 }
 
 #[test]
@@ -189,6 +190,27 @@ fn a_build_waits_for_another_in_the_same_directory_and_names_it() {
     drop(lock);
     stderr.read_to_string(&mut line).unwrap();
     assert!(build.wait_with_output().unwrap().status.success(), "{line}");
+}
+
+#[test]
+fn a_waiting_build_can_be_interrupted() {
+    let project = Project::new();
+    let (store, _) = Store::open(project.folder.path()).unwrap();
+    let _lock = store.lock_build(None, |_| {}).unwrap();
+    let mut build = project.command(&["build"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(build.stderr.take().unwrap());
+    stderr.read_line(&mut String::new()).unwrap();
+    signal("INT", build.id());
+    assert_eq!(build.wait().unwrap().code(), Some(130));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let project = Project::new();
+    let mut build = project.command(&["build"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop((build.stdout.take(), build.stderr.take()));
+    assert_eq!(build.wait().unwrap().code(), Some(0));
+    assert_eq!(project.build(&[]).ran(), [] as [&str; 0]);
 }
 
 #[test]

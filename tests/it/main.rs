@@ -9,5 +9,6 @@ mod faults;
 #[cfg(feature = "worker")]
 mod mutate;
 mod project;
+mod structure;
 #[cfg(feature = "worker")]
 mod worker;

@@ -1,9 +1,13 @@
-//! Leases of devices: while one build measures on a device, no other build of this user does, in whatever project.
+//! What only one process has at a time: the directory it builds in, and the device it measures on, which it keeps from every
+//! other build of this user, in whatever project. Both waits end when the build is interrupted.
 
 use super::worker::Leash;
 use crate::{
     digest::Digest,
-    store::lock::{Holder, Lock, LockError},
+    store::{
+        BuildLockError, Notice, Store,
+        lock::{Holder, Lock, LockError},
+    },
 };
 use std::{env, path::PathBuf, time::Duration};
 
@@ -11,20 +15,42 @@ use std::{env, path::PathBuf, time::Duration};
 const SLICE: Duration = Duration::from_millis(200);
 
 /// Waits for the device with this fingerprint. `None`: interrupted while waiting.
-pub fn lease(fingerprint: &Digest, leash: &Leash, mut on_wait: impl FnMut(&Holder)) -> Result<Option<Lock>, LockError> {
+pub fn device(fingerprint: &Digest, leash: &Leash, on_wait: impl FnMut(&Holder)) -> Result<Option<Lock>, LockError> {
     let path = folder().join(format!("device-{}", fingerprint.short()));
+    wait(leash, on_wait, |told| match Lock::acquire(&path, Some(SLICE), told) {
+        Err(LockError::Held { .. }) => Ok(None),
+        result => result.map(Some),
+    })
+}
+
+/// Waits until no other process builds in the store's project. `None`: interrupted while waiting.
+pub fn directory(
+    store: &Store,
+    leash: &Leash,
+    on_wait: impl FnMut(&Holder),
+) -> Result<Option<(Lock, Vec<Notice>)>, BuildLockError> {
+    wait(leash, on_wait, |told| match store.lock_build(Some(SLICE), told) {
+        Err(BuildLockError::Lock(LockError::Held { .. })) => Ok(None),
+        result => result.map(Some),
+    })
+}
+
+/// Tries until it succeeds or the build is interrupted, telling each holder once.
+fn wait<T, E>(
+    leash: &Leash,
+    mut on_wait: impl FnMut(&Holder),
+    mut attempt: impl FnMut(&mut dyn FnMut(&Holder)) -> Result<Option<T>, E>,
+) -> Result<Option<T>, E> {
     let mut told = None;
     while !leash.is_cancelled() {
-        let lock = Lock::acquire(&path, Some(SLICE), |holder| {
+        let taken = attempt(&mut |holder| {
             if told.as_ref() != Some(holder) {
                 on_wait(holder);
                 told = Some(holder.clone());
             }
-        });
-        match lock {
-            Ok(lock) => return Ok(Some(lock)),
-            Err(LockError::Held { .. }) => {}
-            Err(error) => return Err(error),
+        })?;
+        if taken.is_some() {
+            return Ok(taken);
         }
     }
     Ok(None)

@@ -178,7 +178,7 @@ impl Crew<'_> {
 
     fn lease(&self) -> Result<Option<Lock>, Failure> {
         let on_wait = |holder: &Holder| self.observer.event(Event::Waiting { what: Wait::Device, holder });
-        match lease::lease(&self.workspace.cpu.fingerprint(), self.leash, on_wait) {
+        match lease::device(&self.workspace.cpu.fingerprint(), self.leash, on_wait) {
             Ok(Some(lock)) => Ok(Some(lock)),
             Ok(None) => Err(Failure::new(FailureKind::Cancelled, "interrupted")),
             Err(error) => Err(Failure::new(FailureKind::Io, format!("the device cannot be leased: {error}"))),

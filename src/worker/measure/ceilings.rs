@@ -103,8 +103,8 @@ mod tests {
     fn the_ceilings_are_those_of_a_computer_of_this_century() {
         let it = probe(&CpuFacts::detect(), 1).unwrap();
         println!("{it:?}");
-        assert!(it.gflops > 1.0 && it.gflops < 1_000.0, "{it:?}");
-        assert!(it.gigabytes_per_s > 0.5 && it.gigabytes_per_s < 1_000.0, "{it:?}");
+        assert!(it.gflops > 0.1 && it.gflops < 1_000.0, "{it:?}");
+        assert!(it.gigabytes_per_s > 0.05 && it.gigabytes_per_s < 1_000.0, "{it:?}");
     }
 
     #[test]

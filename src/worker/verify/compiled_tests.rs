@@ -30,6 +30,7 @@ fn planned(graph: &StageGraph, cpu: &CpuFacts) -> Plan {
         order: TileOrder::ColumnsOutside,
         pack_a: false,
         pack_b: PackB::Ahead,
+        prefetch: true,
         split: Split::Columns,
     };
     let schedule = |op: &StageOp| match *op {

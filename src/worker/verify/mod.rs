@@ -1,12 +1,13 @@
 //! Decides whether a kernel is right: the gates of the verification protocol, run on the compiled code itself.
 //!
 //! [`gates`] run a [`candidate`] on [`inputs`]; [`reference`] says in f64 what a stage should have computed and, through
-//! [`bounds`], how far it may be off; [`oracle`] says from the specification alone what a block means; [`projection`] covers
-//! rows that are too many to compute; [`tally`] compares. Tolerances are derived, never chosen, and nothing here reads the
+//! [`bounds`], how far it may be off; [`oracle`] says from the specification alone what a block means; [`projection`] and
+//! [`columns`] cover rows that are too many to compute; [`tally`] compares. Tolerances are derived, never chosen, and nothing here reads the
 //! generated code or repairs a result.
 
 pub mod bounds;
 pub mod candidate;
+mod columns;
 #[cfg(test)]
 mod compiled_tests;
 mod coverage;

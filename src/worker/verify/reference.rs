@@ -58,8 +58,9 @@ pub enum Detail {
     Value,
     /// The bound for any f32 arithmetic.
     Bound,
-    /// The bound where every sum of products is exact by the choice of inputs: what activations add, and what is computed
-    /// from them. Zero for stages without an inexact function.
+    /// The bound where every sum of products is exact by the choice of inputs: what inexact functions add, and what is
+    /// computed from that, through weights that select (one term in a sum, so that the sum itself rounds nothing). Zero for
+    /// stages without an inexact function.
     ExactSums,
 }
 
@@ -87,7 +88,7 @@ pub fn evaluate(op: &StageOp, inputs: &[Operand], rows: &[usize], detail: Detail
             let layer = Layer { w: inputs[1], bias, k, n };
             let linear = layer.apply(&Reference::exact(a), detail);
             let done = linear.activated(activation, detail);
-            done.plus(residual.then(|| inputs[inputs.len() - 1].rows(n, rows)), activation, detail)
+            done.plus(residual.then(|| inputs[inputs.len() - 1].rows(n, rows)), detail)
         }
         StageOp::Mlp { d_model, d_ff, activation, gated, bias, residual, .. } => {
             let mut layers = inputs[1..].iter().copied();
@@ -100,15 +101,13 @@ pub fn evaluate(op: &StageOp, inputs: &[Operand], rows: &[usize], detail: Detail
             let x = Reference::exact(inputs[0].rows(d_model, rows));
             let gate = gated.then(|| next(d_model, d_ff).apply(&x, detail).activated(Some(activation), detail));
             let up = next(d_model, d_ff).apply(&x, detail);
-            // Products and sums of activations are not exact, whatever the inputs were.
-            let after = if detail == Detail::ExactSums { Detail::Bound } else { detail };
             let hidden = match gate {
-                Some(gate) => gate.times(&up, after),
+                // Whole numbers of 12 bits have sums that are exact, and products of sums that are not.
+                Some(gate) => gate.times(&up, if detail == Detail::ExactSums { Detail::Bound } else { detail }),
                 None => up.activated(Some(activation), detail),
             };
-            let detail = after;
             let down = next(d_ff, d_model).apply(&hidden, detail);
-            down.plus(residual.then(|| inputs[inputs.len() - 1].rows(d_model, rows)), None, detail)
+            down.plus(residual.then(|| inputs[inputs.len() - 1].rows(d_model, rows)), detail)
         }
         StageOp::Attention { seq, heads, kv_heads, head_dim, causal, scale, .. } => {
             let shape = AttentionShape { seq, heads, kv_heads, head_dim, causal, scale };
@@ -125,7 +124,7 @@ pub fn evaluate(op: &StageOp, inputs: &[Operand], rows: &[usize], detail: Detail
             Reference::exact(inputs[0].rows(width, rows)).activated(Some(function), detail)
         }
         StageOp::Add { width, .. } => {
-            Reference::exact(inputs[0].rows(width, rows)).plus(Some(inputs[1].rows(width, rows)), None, detail)
+            Reference::exact(inputs[0].rows(width, rows)).plus(Some(inputs[1].rows(width, rows)), detail)
         }
         StageOp::Mul { width, .. } => {
             let b = Reference::exact(inputs[1].rows(width, rows));
@@ -159,12 +158,19 @@ impl Reference {
         self
     }
 
-    /// Adds a residual; `activation` is what came before, because a sum after an inexact function is not exact.
-    fn plus(mut self, residual: Option<Array2<f64>>, activation: Option<Activation>, detail: Detail) -> Self {
+    /// Whether the next operation rounds: sums of exact numbers do not where inputs were chosen so.
+    fn rounds(&self, detail: Detail) -> bool {
+        match detail {
+            Detail::Value => false,
+            Detail::Bound => true,
+            Detail::ExactSums => self.bound.iter().any(|&it| it != 0.0),
+        }
+    }
+
+    fn plus(mut self, residual: Option<Array2<f64>>, detail: Detail) -> Self {
         let Some(residual) = residual else { return self };
-        let exact = detail == Detail::ExactSums && matches!(activation, None | Some(Activation::Relu));
         self.value += &residual;
-        if detail != Detail::Value && !exact {
+        if self.rounds(detail) {
             Zip::from(&mut self.bound).and(&self.value).for_each(|bound, &y| *bound = bounds::sum(*bound, y));
         }
         self
@@ -190,8 +196,11 @@ struct Layer<'a> {
     n: usize,
 }
 
-/// Columns of a weight matrix that are widened at a time: with K = 4096, 4 MB.
-const PANEL: usize = 128;
+/// Columns of a weight matrix that are widened at a time: 16 MB of them. Narrow panels cost: each packs x again, with 128
+/// columns a sixth of the verifier's time.
+fn panel(k: usize) -> usize {
+    ((1 << 21) / k.max(1)).clamp(64, 512)
+}
 
 impl Layer<'_> {
     /// The product of x, which has errors of its own: bound E_x |w| + gamma_k (|x| + E_x) |w| + u |y|, then the bias.
@@ -202,20 +211,22 @@ impl Layer<'_> {
         // Multiplied by |w|: |x| alone where x is exact, so that `bounds::product` sees the plain magnitude.
         let exact = x.bound.iter().all(|&it| it == 0.0);
         let weight = match (detail, exact) {
+            (Detail::Value, _) | (Detail::ExactSums, true) => None,
             (Detail::Bound, true) => Some(x.value.mapv(f64::abs)),
             (Detail::Bound, false) => {
                 Some(Zip::from(&x.value).and(&x.bound).map_collect(|&x, &e| bounds::weight_error(self.k, x.abs(), e)))
             }
-            _ => None,
+            (Detail::ExactSums, false) => Some(x.bound.clone()),
         };
         let bias = self.bias.map(|it| it.vector(self.n));
+        let panel = panel(self.k);
         let panels: Vec<_> = value
-            .axis_chunks_iter_mut(Axis(1), PANEL)
-            .zip(bound.axis_chunks_iter_mut(Axis(1), PANEL))
+            .axis_chunks_iter_mut(Axis(1), panel)
+            .zip(bound.axis_chunks_iter_mut(Axis(1), panel))
             .enumerate()
             .collect();
         panels.into_par_iter().for_each(|(index, (mut value, mut bound))| {
-            let columns = index * PANEL..index * PANEL + value.ncols();
+            let columns = index * panel..index * panel + value.ncols();
             let mut w = self.w.part(self.n, 0..self.k, columns.clone());
             general_mat_mul(1.0, &x.value, &w, 0.0, &mut value);
             if let Some(weight) = &weight {
@@ -230,9 +241,9 @@ impl Layer<'_> {
             }
             if let Some(bias) = &bias {
                 value += &bias.slice(s![columns]);
-                Zip::from(&mut bound).and(&value).for_each(|bound, &h| {
-                    *bound = detail.unless_exact(|| bounds::sum(*bound, h));
-                });
+                if weight.is_some() {
+                    Zip::from(&mut bound).and(&value).for_each(|bound, &h| *bound = bounds::sum(*bound, h));
+                }
             }
         });
         Reference { value, bound }

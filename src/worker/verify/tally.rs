@@ -71,10 +71,6 @@ impl Tally {
         }
     }
 
-    pub fn passed(&self) -> bool {
-        self.failed.is_none() && self.inconclusive.is_none() && self.checked > 0
-    }
-
     /// What the gate found. Nothing compared is a gate that did not look: inconclusive.
     pub fn result(self, gate: Gate, stage: Option<&str>, case: impl Into<String>) -> GateResult {
         let (status, mismatch) = match (self.failed, self.inconclusive) {

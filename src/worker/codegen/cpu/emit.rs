@@ -2,7 +2,10 @@
 //! melior's op builders, because a kernel is thousands of ops and parsing them takes 1-3 ms, and because what is emitted can be
 //! read, saved and mutated.
 
-use std::fmt::{self, Display, Write as _};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Display, Write as _},
+};
 
 /// An SSA value. `result` counts the results of a multi-result op.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +41,8 @@ pub enum Lanes {
 
 /// One function under construction. `lanes` is the vector width of every vector op; 1 is scalar code.
 pub struct Code {
+    /// Constants, each once, at the function's head: a register tile names the same offsets hundreds of times.
+    constants: BTreeMap<String, Val>,
     text: String,
     indent: usize,
     next: u32,
@@ -59,7 +64,7 @@ fn literal(value: f32) -> String {
 
 impl Code {
     pub fn new(lanes: usize) -> Self {
-        Self { text: String::new(), indent: 1, next: 0, lanes }
+        Self { constants: BTreeMap::new(), text: String::new(), indent: 1, next: 0, lanes }
     }
 
     pub fn lanes(&self) -> usize {
@@ -89,6 +94,16 @@ impl Code {
         val
     }
 
+    /// A constant op, which lives at the function's head.
+    fn constant(&mut self, op: String) -> Val {
+        if let Some(&val) = self.constants.get(&op) {
+            return val;
+        }
+        let val = self.fresh();
+        self.constants.insert(op, val);
+        val
+    }
+
     pub fn vector_type(&self) -> String {
         format!("vector<{}xf32>", self.lanes)
     }
@@ -101,13 +116,16 @@ impl Code {
     /// The finished function `header { body }`; the body gets `return`.
     pub fn finish(mut self, header: impl Display) -> String {
         self.line("return");
-        format!("{header} {{\n{}}}\n", self.text)
+        let mut constants: Vec<_> = self.constants.iter().collect();
+        constants.sort_by_key(|it| it.1.id);
+        let constants: String = constants.iter().map(|(op, val)| format!("  {val} = {op}\n")).collect();
+        format!("{header} {{\n{constants}{}}}\n", self.text)
     }
 
     // Index arithmetic.
 
     pub fn index(&mut self, value: usize) -> Val {
-        self.op(format_args!("arith.constant {value} : index"))
+        self.constant(format!("arith.constant {value} : index"))
     }
 
     pub fn add(&mut self, a: Val, b: Val) -> Val {
@@ -262,6 +280,11 @@ impl Code {
         }
     }
 
+    /// Asks for a line of `mem` ahead of its use; an address beyond the buffer is ignored by the hardware.
+    pub fn prefetch(&mut self, mem: Mem, at: Val) {
+        self.line(format_args!("memref.prefetch {}[{at}], read, locality<2>, data : {}", mem.val, mem.ty()));
+    }
+
     pub fn store(&mut self, value: Val, mem: Mem, at: Val, lanes: Lanes) {
         let (vector, ty, width) = (self.vector_type(), mem.ty(), self.lanes);
         match lanes {
@@ -279,7 +302,7 @@ impl Code {
             return Lanes::All;
         }
         let width = self.lanes;
-        Lanes::Masked(self.op(format_args!("vector.constant_mask [{count}] : vector<{width}xi1>")))
+        Lanes::Masked(self.constant(format!("vector.constant_mask [{count}] : vector<{width}xi1>")))
     }
 
     /// The mask of the first `count` lanes, known at run time; `count` beyond the width sets all.
@@ -291,12 +314,12 @@ impl Code {
     // Vector arithmetic.
 
     pub fn scalar(&mut self, value: f32) -> Val {
-        self.op(format_args!("arith.constant {} : f32", literal(value)))
+        self.constant(format!("arith.constant {} : f32", literal(value)))
     }
 
     pub fn splat(&mut self, value: f32) -> Val {
         let ty = self.vector_type();
-        self.op(format_args!("arith.constant dense<{}> : {ty}", literal(value)))
+        self.constant(format!("arith.constant dense<{}> : {ty}", literal(value)))
     }
 
     pub fn broadcast(&mut self, scalar: Val) -> Val {

@@ -28,7 +28,7 @@ pub fn exp(code: &mut Code, x: Val) -> Val {
     let log2e = code.splat(std::f32::consts::LOG2_E);
     let scaled = code.vmul(clamped, log2e);
     let n = code.op(format_args!("math.roundeven {scaled} : {vector}"));
-    let (minus_ln2_high, minus_ln2_low) = (code.splat(-0.693_359_4), code.splat(2.121_944_4e-4));
+    let (minus_ln2_high, minus_ln2_low) = (code.splat(-355.0 / 512.0), code.splat(2.121_944_4e-4));
     let r = code.fma(n, minus_ln2_high, clamped);
     let r = code.fma(n, minus_ln2_low, r);
     let tail =

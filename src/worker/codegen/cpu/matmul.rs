@@ -16,7 +16,9 @@ pub use kernelforge::plan::schedule::MatmulSchedule as Schedule;
 use kernelforge::plan::schedule::{PackB, Split, TileOrder};
 
 /// Elements between packed rows of A beyond the depth: one cache line, so that rows do not alias.
-const ROW_PAD: usize = 16;
+const ROW_PAD: usize = LINE;
+/// f32 elements of a cache line.
+const LINE: usize = 16;
 
 /// One product C[m, n] = A[m, k] B[k, n] with its leading dimensions in elements.
 pub struct Product<'a> {
@@ -314,6 +316,7 @@ impl Block<'_> {
             multiply: buffers.multiply.map(&mut like_c),
             residual: buffers.residual.map(&mut like_c),
             depth: code.index(self.depth),
+            next: None,
         };
         let extra = buffers.multiply.or(buffers.residual);
         let micro = Micro {
@@ -328,6 +331,7 @@ impl Block<'_> {
             ldb,
             ldc: product.ldc,
             accumulate: !self.first,
+            prefetch: if self.prefetches() { s.mc / s.mr } else { 0 },
             epilogue: self.last.then_some(product.epilogue),
             a_len: a.0.len,
             b_len: buffers.b.len,
@@ -336,6 +340,26 @@ impl Block<'_> {
             scale_len: 0,
             extra_len: extra.map_or(0, |it| it.0.len),
         };
+        let operands = Operands { next: self.next_panel(code, micro, b_at, first_row, row), ..operands };
         micros.call(code, micro, &operands);
+    }
+
+    /// While the row tiles of a block walk over one panel of B in L2, they ask for the next one: without that the first tile of
+    /// every panel waits for memory.
+    fn prefetches(&self) -> bool {
+        let s = self.product.schedule;
+        let whole_lines = LINE.is_multiple_of(s.unroll);
+        s.prefetch && s.pack_b == PackB::Ahead && s.order == TileOrder::ColumnsOutside && whole_lines
+    }
+
+    /// Where the share of this row tile in the next panel begins.
+    fn next_panel(&self, code: &mut Code, micro: Micro, b_at: Val, first_row: Val, row: Val) -> Option<Val> {
+        if !self.prefetches() {
+            return None;
+        }
+        let panel = code.offset(b_at, self.product.schedule.nr * self.product.k);
+        let tile = code.sub(row, first_row);
+        let share = code.times(tile, micro.prefetch_share(self.depth));
+        Some(code.add(panel, share))
     }
 }

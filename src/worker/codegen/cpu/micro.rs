@@ -58,6 +58,8 @@ pub struct Micro {
     pub ldc: usize,
     /// Start from C instead of zero.
     pub accumulate: bool,
+    /// Over how many calls the next panel of B is asked into L2, an equal share by each; 0: not at all.
+    pub prefetch: usize,
     /// Present on the last depth block.
     pub epilogue: Option<Epilogue>,
     /// Lengths of the buffers, which are part of their types.
@@ -69,12 +71,29 @@ pub struct Micro {
     pub extra_len: usize,
 }
 
+/// f32 elements of a cache line.
+const LINE: usize = 16;
+
+impl Micro {
+    /// Lines of the next panel that each trip of the depth loop asks for, so that all calls together cover it.
+    fn prefetch_lines(&self) -> usize {
+        (self.unroll * self.ldb).div_ceil(self.prefetch * LINE)
+    }
+
+    /// Elements of the next panel that one call of this depth asks for.
+    pub fn prefetch_share(&self, depth: usize) -> usize {
+        depth / self.unroll * self.prefetch_lines() * LINE
+    }
+}
+
 /// Where one call of a micro-kernel reads and writes.
 pub struct Operands {
     pub a: (Mem, Val),
     pub b: (Mem, Val),
     pub c: (Mem, Val),
     pub depth: Val,
+    /// With `prefetch`: where this call's share of the next panel of B begins.
+    pub next: Option<Val>,
     /// Bias vector and the tile's first column.
     pub bias: Option<(Mem, Val)>,
     /// Row scales and the tile's first row.
@@ -112,7 +131,10 @@ impl MicroKernels {
             arguments.push(mem.argument());
             arguments.push((at, index.clone()));
         }
-        arguments.push((operands.depth, index));
+        arguments.push((operands.depth, index.clone()));
+        if micro.prefetch > 0 {
+            arguments.extend(operands.next.map(|it| (it, index)));
+        }
         code.call(&self.names[&micro], &arguments);
     }
 }
@@ -149,12 +171,17 @@ fn emit(name: &str, micro: Micro) -> String {
     let residual = buffer(code_ref, micro.extra_len, epilogue.residual);
     let depth = code_ref.parameter();
     header.push(format!("{depth}: index"));
+    let next = (micro.prefetch > 0).then(|| {
+        let next = code_ref.parameter();
+        header.push(format!("{next}: index"));
+        next
+    });
     let (Some(a), Some(b), Some(c)) = (a, b, c) else { unreachable!("buffers that are always present") };
 
     let mut tile = Tile { code: code_ref, micro, masks: Vec::new() };
     tile.masks = tile.column_masks();
     let initial = tile.initial(c);
-    let sums = tile.product(a, b, depth, initial);
+    let sums = tile.product(a, b, next, depth, initial);
     let extras = Extras { row_scale, bias, multiply, residual };
     tile.finish(c, sums, &extras);
     let header =
@@ -191,13 +218,21 @@ impl Tile<'_> {
     }
 
     /// The depth loop, `unroll` steps in its body, and one for the remainder where a call can have one.
-    fn product(&mut self, a: (Mem, Val), b: (Mem, Val), depth: Val, initial: Vec<Val>) -> Vec<Val> {
+    fn product(&mut self, a: (Mem, Val), b: (Mem, Val), next: Option<Val>, depth: Val, initial: Vec<Val>) -> Vec<Val> {
         let (micro, masks) = (self.micro, self.masks.clone());
         let zero = self.code.index(0);
         let run = |code: &mut Code, low: Val, high: Val, unroll: usize, sums: Vec<Val>| {
             code.fold((low, high, unroll), &sums, |code, k, sums| {
                 let row_of_b = code.times(k, micro.ldb);
                 let (a_at, b_at) = (code.add(a.1, k), code.add(b.1, row_of_b));
+                if let Some(next) = next.filter(|_| unroll == micro.unroll) {
+                    let ahead = code.times(k, micro.prefetch_lines() * LINE / unroll);
+                    let ahead = code.add(next, ahead);
+                    for line in 0..micro.prefetch_lines() {
+                        let at = code.offset(ahead, line * LINE);
+                        code.prefetch(b.0, at);
+                    }
+                }
                 (0..unroll).fold(sums.to_vec(), |sums, step| {
                     one_step(code, micro, &masks, (a.0, a_at), (b.0, b_at), step, sums)
                 })

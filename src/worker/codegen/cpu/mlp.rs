@@ -39,25 +39,31 @@ impl Mlp<'_> {
         self.schedule.row_block.min(self.rows.next_multiple_of(self.schedule.up.mr))
     }
 
+    /// Elements between hidden rows: padded by a cache line, because 8 rows that are a multiple of 4 KiB apart (d_ff = 3072)
+    /// fall into one set of L1 and evict each other.
+    fn hidden_stride(&self) -> usize {
+        self.d_ff.next_multiple_of(16) + 16
+    }
+
     fn hidden_len(&self) -> usize {
-        self.row_block() * self.d_ff
+        self.row_block() * self.hidden_stride()
     }
 
-    /// Rows that the products of one row block see: their tails are those of the whole.
-    fn product<'b>(&self, n: usize, k: usize, schedule: &'b matmul::Schedule, epilogue: Epilogue) -> Product<'b> {
-        Product { m: self.rows, n, k, lda: k, ldc: n, schedule, epilogue }
-    }
-
+    /// The gate's product, the up product, the down product. All address rows by their place in the whole, so that row tails are
+    /// the whole's.
     fn products(&self) -> (Option<Product<'_>>, Product<'_>, Product<'_>) {
+        let Self { rows: m, d_model, d_ff, schedule, .. } = *self;
         let activation = Some(ActivationOrd(self.activation));
         let first = Epilogue { bias: self.bias, activation, ..Epilogue::default() };
-        let up = if self.gated { Epilogue { bias: self.bias, multiply: true, ..Epilogue::default() } } else { first };
+        let second = Epilogue { bias: self.bias, multiply: true, ..Epilogue::default() };
         let down = Epilogue { bias: self.bias, residual: self.residual, ..Epilogue::default() };
-        let schedule = self.schedule;
+        let hidden = self.hidden_stride();
+        let into_hidden =
+            |epilogue| Product { m, n: d_ff, k: d_model, lda: d_model, ldc: hidden, schedule: &schedule.up, epilogue };
         (
-            self.gated.then(|| self.product(self.d_ff, self.d_model, &schedule.up, first)),
-            self.product(self.d_ff, self.d_model, &schedule.up, up),
-            self.product(self.d_model, self.d_ff, &schedule.down, down),
+            self.gated.then(|| into_hidden(first)),
+            into_hidden(if self.gated { second } else { first }),
+            Product { m, n: d_model, k: d_ff, lda: hidden, ldc: d_model, schedule: &schedule.down, epilogue: down },
         )
     }
 
@@ -74,9 +80,9 @@ impl Mlp<'_> {
         code.for_(begin, end, tiles, |code, first| {
             let last = code.offset(first, tiles);
             let last = code.min(last, end);
-            // A product addresses rows by their place in the whole; the hidden rows begin at the block's first.
+            // The hidden rows begin at the block's first.
             let first_row = code.times(first, mr);
-            let hidden_before = code.times(first_row, self.d_ff);
+            let hidden_before = code.times(first_row, self.hidden_stride());
             let zero = code.index(0);
             let hidden = |code: &mut Code, at: usize| {
                 let at = code.index(at);

@@ -139,6 +139,7 @@ fn base() -> MatmulSchedule {
         order: TileOrder::ColumnsOutside,
         pack_a: false,
         pack_b: PackB::Ahead,
+        prefetch: true,
         split: Split::Columns,
     }
 }
@@ -308,12 +309,13 @@ fn elementwise_stages_are_right_with_tails() {
     let (rows, width) = (3, 29);
     let shape = [rows, width];
     let two: [(&[usize], Role); 2] = [(&shape, Role::Input), (&shape, Role::Input)];
-    let cases: [(StageOp, usize, &dyn Fn(f64, f64) -> f64); 5] = [
-        (StageOp::Add { rows, width }, 2, &|a, b| a + b),
-        (StageOp::Mul { rows, width }, 2, &|a, b| a * b),
-        (StageOp::Scale { rows, width, factor: Factor::Value(0.125) }, 1, &|a, _| a * 0.125),
-        (StageOp::Scale { rows, width, factor: Factor::InverseSqrt(64.0) }, 1, &|a, _| a * 0.125),
-        (StageOp::Activation { rows, width, function: Activation::Relu }, 1, &|a, _| a.max(0.0)),
+    type Exact = fn(f64, f64) -> f64;
+    let cases: [(StageOp, usize, Exact); 5] = [
+        (StageOp::Add { rows, width }, 2, |a, b| a + b),
+        (StageOp::Mul { rows, width }, 2, |a, b| a * b),
+        (StageOp::Scale { rows, width, factor: Factor::Value(0.125) }, 1, |a, _| a * 0.125),
+        (StageOp::Scale { rows, width, factor: Factor::InverseSqrt(64.0) }, 1, |a, _| a * 0.125),
+        (StageOp::Activation { rows, width, function: Activation::Relu }, 1, |a, _| a.max(0.0)),
     ];
     for (op, operands, function) in cases {
         for unroll in [1, 3] {
@@ -409,6 +411,7 @@ fn every_matmul_knob_changes_the_generated_code() {
         MatmulSchedule { order: TileOrder::RowsOutside, ..base.clone() },
         MatmulSchedule { pack_a: true, ..base.clone() },
         MatmulSchedule { pack_b: PackB::Never, ..base.clone() },
+        MatmulSchedule { prefetch: false, ..base.clone() },
         MatmulSchedule { split: Split::Rows, ..base.clone() },
     ];
     assert_all_differ(&graph, &variants.map(Schedule::Matmul));

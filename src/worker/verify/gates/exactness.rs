@@ -2,17 +2,10 @@
 //! exact in any order; equal logits make uniform attention weights, one logit far ahead makes one-hot weights; rows of one
 //! value have no deviation. Where an inexact function follows an exact sum, its own error alone is allowed.
 
-use super::{bound::linear, operands};
-use crate::verify::{
-    candidate::Candidate,
-    coverage,
-    inputs::Source,
-    projection::Sums,
-    reference::{self, Detail},
-    tally::Tally,
-};
+use super::Judged;
+use crate::verify::{candidate::Candidate, coverage, inputs::Source, reference::Detail};
 use kernelforge::{
-    plan::stage::{Factor, Role, Stage, StageOp, TensorId},
+    plan::stage::{Factor, Role, Stage, StageOp},
     protocol::{Gate, GateResult},
 };
 
@@ -48,56 +41,82 @@ pub fn check(candidate: &mut dyn Candidate, seed: u64) -> Vec<GateResult> {
             let Some(rows) = (case.rows)(&stage.op, rows) else { continue };
             (case.fill)(candidate, stage, &mut Source::new(seed, 0xca5e_0000 + lane));
             candidate.stage(index);
-            results.extend(judge(candidate, stage, case.name, &rows, seed));
+            let judged = Judged { gate: Gate::V1Exactness, stage, case: case.name, detail: Detail::ExactSums, seed };
+            results.extend(judged.judge(candidate, &rows));
         }
     }
     results
 }
 
-fn judge(candidate: &dyn Candidate, stage: &Stage, case: &str, rows: &[usize], seed: u64) -> Vec<GateResult> {
-    let reference = reference::evaluate(&stage.op, &operands(candidate, stage), rows, Detail::ExactSums);
-    let mut tally = Tally::default();
-    tally.compare_rows(candidate.tensor(stage.output), rows, &reference.value, &reference.bound);
-    let mut results = vec![tally.result(Gate::V1Exactness, Some(&stage.name), case)];
-    if let (true, Some(linear)) = (rows.len() < coverage::output_shape(&stage.op).0, linear(candidate, stage)) {
-        let mut tally = Tally::default();
-        linear.check(Sums::Exact, seed, &mut tally);
-        results.push(tally.result(Gate::V1Exactness, Some(&stage.name), format!("{case}, all rows by projection")));
+/// Whole numbers for a product of `depth` terms: in even terms the left factor is wide and the right one -1, 0 or 1, in odd
+/// ones the other way round. So both operands have numbers that half precision cannot hold, and no sum exceeds 2^23 in any order.
+#[derive(Debug, Clone, Copy)]
+struct Whole {
+    wide: u32,
+    /// A power of two on the right factor that brings the product to a deviation near 2, where activations bend.
+    quantum: f32,
+}
+
+impl Whole {
+    fn new(depth: usize) -> Self {
+        // 12 bits: one more than half precision has.
+        let wide = ((1usize << 23) / depth).clamp(1, 4095) as u32;
+        let deviation = f64::from(wide) * (depth as f64 * 2.0 / 9.0).sqrt();
+        Self { wide, quantum: (2.0 / deviation).log2().floor().exp2() as f32 }
     }
-    results
-}
 
-/// Largest magnitude of the whole numbers in a product of `depth` terms: sums with bias and residual stay under 2^24.
-fn limit(depth: usize) -> u32 {
-    ((f64::from(1 << 23) / depth as f64).sqrt() as u32).clamp(1, 8)
-}
+    fn left(self, term: usize, source: &mut Source) -> f32 {
+        source.integer(if term.is_multiple_of(2) { self.wide } else { 1 })
+    }
 
-/// A power of two that brings a product of whole numbers of `depth` terms to a deviation near 2, where activations bend.
-fn quantum(depth: usize) -> f32 {
-    let limit = f64::from(limit(depth));
-    let variance = limit * (limit + 1.0) / 3.0;
-    (2.0 / (variance * (depth as f64).sqrt())).log2().floor().exp2() as f32
+    fn right(self, term: usize, source: &mut Source) -> f32 {
+        self.quantum * source.integer(if term.is_multiple_of(2) { 1 } else { self.wide })
+    }
+
+    /// What is added to the product: a bias, a residual.
+    fn addend(self, source: &mut Source) -> f32 {
+        self.quantum * source.integer(self.wide)
+    }
 }
 
 fn fill_weights(candidate: &mut dyn Candidate, stage: &Stage, source: &mut Source) {
-    let weights: Vec<TensorId> =
-        stage.inputs.iter().copied().filter(|&id| candidate.graph().tensor(id).role == Role::Weight).collect();
     let depth = match stage.op {
-        StageOp::Matmul { k, .. } => k,
-        StageOp::Mlp { d_model, .. } => d_model,
-        _ => 1,
+        StageOp::Matmul { k, .. } => Some(k),
+        StageOp::Mlp { d_model, .. } => Some(d_model),
+        _ => None,
     };
-    for id in weights {
+    let last_matrix = stage.inputs.iter().copied().rfind(|&id| {
+        let it = candidate.graph().tensor(id);
+        it.role == Role::Weight && it.shape.len() == 2
+    });
+    for &id in &stage.inputs {
         let tensor = candidate.graph().tensor(id);
-        // The second matrix of an MLP multiplies activations, which are no whole numbers: any size will do.
-        let rows = if let &[rows, _] = tensor.shape.as_slice() { rows } else { depth };
-        let (limit, quantum) = match (&stage.op, tensor.shape.len()) {
-            (StageOp::Matmul { .. } | StageOp::Mlp { .. }, 2) => (limit(rows), quantum(rows)),
-            (StageOp::Matmul { .. } | StageOp::Mlp { .. }, _) => (limit(depth), quantum(depth)),
-            (StageOp::Rope { .. }, _) => (1, 1.0),
-            _ => (8, 1.0),
-        };
-        candidate.tensor_mut(id).fill_with(|| quantum * source.integer(limit));
+        if tensor.role != Role::Weight {
+            continue;
+        }
+        let (columns, matrix) = (tensor.shape.last().copied().unwrap_or(1), tensor.shape.len() == 2);
+        let data = candidate.tensor_mut(id);
+        match (depth.map(Whole::new), &stage.op) {
+            (Some(_), StageOp::Mlp { .. }) if Some(id) == last_matrix => select(data, columns, source),
+            (Some(whole), _) if matrix => {
+                let rows = data.chunks_exact_mut(columns).enumerate();
+                rows.for_each(|(term, row)| row.fill_with(|| whole.right(term, source)));
+            }
+            (Some(whole), _) => data.fill_with(|| whole.addend(source)),
+            (None, StageOp::Rope { .. }) => data.fill_with(|| source.integer(1)),
+            (None, _) => data.fill_with(|| source.integer(8)),
+        }
+    }
+}
+
+/// A matrix whose every column takes one row, the first column the last row: activations, which are no whole numbers, pass
+/// through it without a rounding.
+fn select(matrix: &mut [f32], columns: usize, source: &mut Source) {
+    matrix.fill(0.0);
+    let rows = matrix.len() / columns;
+    for column in 0..columns {
+        let row = if column == 0 { rows - 1 } else { source.below(rows) };
+        matrix[row * columns + column] = source.sign();
     }
 }
 
@@ -112,14 +131,13 @@ fn fill_input(candidate: &mut dyn Candidate, stage: &Stage, position: usize, mut
 }
 
 fn fill_integers(candidate: &mut dyn Candidate, stage: &Stage, source: &mut Source) {
-    let (first, rest) = match stage.op {
-        StageOp::Matmul { k, .. } => (limit(k), (limit(k), quantum(k))),
-        StageOp::Mlp { d_model, .. } => (limit(d_model), (limit(d_model), quantum(d_model))),
-        _ => (1000, (1000, 1.0)),
+    let (StageOp::Matmul { k: depth, .. } | StageOp::Mlp { d_model: depth, .. }) = stage.op else {
+        (0..stage.inputs.len()).for_each(|it| fill_input(candidate, stage, it, |_| source.integer(1000)));
+        return;
     };
-    fill_input(candidate, stage, 0, |_| source.integer(first));
-    // Residuals share the quantum of the product that they are added to.
-    (1..stage.inputs.len()).for_each(|it| fill_input(candidate, stage, it, |_| rest.1 * source.integer(rest.0)));
+    let whole = Whole::new(depth);
+    fill_input(candidate, stage, 0, |index| whole.left(index % depth, source));
+    (1..stage.inputs.len()).for_each(|it| fill_input(candidate, stage, it, |_| whole.addend(source)));
 }
 
 fn integer_rows(op: &StageOp, rows: Vec<usize>) -> Option<Vec<usize>> {
