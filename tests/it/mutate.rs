@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 const BLOCK: &str = r#"
 [block.tiny]
 kind = "transformer"
-seq = 8
+seq = 16
 d-model = 32
 heads = 2
 d-ff = 48

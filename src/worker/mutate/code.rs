@@ -331,15 +331,19 @@ impl Line<'_> {
         if clipped { None } else { self.renamed("arith.addi", "arith.subi") }
     }
 
-    /// The last constant before a call of a micro-kernel is the depth of the product.
+    /// The last argument of a micro-kernel is the depth of its product.
     fn halved_depth(&self) -> Option<Vec<String>> {
         let (left, right) = self.text().split_once(" = arith.constant ")?;
         let value: usize = right.strip_suffix(" : index")?.parse().ok()?;
         (self.is_depth() && value > 1).then(|| vec![format!("{left} = arith.constant {} : index", value / 2)])
     }
 
+    /// A constant that is used as a depth and as nothing else.
     fn is_depth(&self) -> bool {
-        self.lines.get(self.at + 1).is_some_and(|it| it.trim_start().starts_with("func.call @tile_"))
+        let Some(result) = self.text().trim().split(' ').next() else { return false };
+        let mut uses = self.lines[self.at + 1..].iter().filter(|it| operands(it).contains(&result)).peekable();
+        let last = format!(", {result}) :");
+        uses.peek().is_some() && uses.all(|it| it.contains("func.call @tile_") && it.contains(&last))
     }
 
     /// Depths and steps have rules of their own: loops over them round up, so that one more or less may be none.
