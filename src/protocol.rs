@@ -51,6 +51,10 @@ pub mod blob {
     pub const TENSORS: &str = "tensors";
     /// One block: what `report.json` shows.
     pub const REPORT: &str = "report";
+    /// `Vec<`[`super::mutation::Mutant`]`>`.
+    pub const MUTANTS: &str = "mutants";
+    /// [`super::mutation::Judged`].
+    pub const JUDGED: &str = "judged";
     /// UTF-8, what `kforge ir` prints.
     pub const TEXT: &str = "text";
 }
@@ -100,6 +104,10 @@ pub enum ActionKind {
     BenchMatmul { cpu: CpuFacts, threads: usize, time_ms: u64 },
     /// Print IR. Out: `text`. With `each`, a unified diff for every pass; without, the module before the passes.
     IrText { name: String, block: BlockSpec, passes: Vec<Pass>, origins: BTreeMap<String, Origin>, view: IrView },
+    /// What could be wrong with this block. In: `stages`, `plan`, `kernel`, `lowered`. Out: `mutants`.
+    ListMutants { block: BlockSpec, passes: Vec<Pass>, cpu: CpuFacts },
+    /// Build one mutant and put it through the verifier. In: as `list-mutants`, and `object`. Out: `judged`.
+    Mutant { block: BlockSpec, passes: Vec<Pass>, cpu: CpuFacts, threads: usize, seed: u64, mutant: String },
     /// For tests of the limits only; refused unless the worker was started with `--allow-faults`.
     Fault { fault: Fault },
 }
@@ -320,6 +328,8 @@ pub struct Verdict {
     pub seed: u64,
     pub gates: Vec<GateResult>,
 }
+
+pub mod mutation;
 
 /// What decides the outputs of each kind of action: digests, taken at build time, of the source folders and library versions.
 pub mod recipe {

@@ -3,5 +3,6 @@
 pub mod engine;
 pub mod graph;
 mod history;
+pub mod mutate;
 pub mod report;
 pub mod search;

@@ -10,6 +10,7 @@ mod error;
 mod graph;
 mod init;
 mod ir;
+mod mutate;
 mod print;
 mod progress;
 mod project;
@@ -49,6 +50,9 @@ enum Command {
     /// Show what the passes do to a block's IR
     #[command(subcommand)]
     Ir(ir::Command),
+    /// Test the verifier: put wrong kernels through it, and fail if one is accepted
+    #[command(visible_alias = "mutate-and-test")]
+    Mutate(mutate::Args),
     /// Measure kernels outside of a project
     #[command(subcommand)]
     Bench(bench::Command),
@@ -92,6 +96,7 @@ fn dispatch(cli: Cli) -> Result<Outcome, error::Error> {
         Command::Graph(args) => graph::main(&directory, args),
         Command::Run(args) => run::main(&directory, args),
         Command::Ir(command) => ir::main(&directory, command),
+        Command::Mutate(args) => mutate::main(&directory, args),
         Command::Bench(command) => bench::main(command),
         Command::Doctor(args) => doctor::main(args),
         Command::Clean(args) => clean::main(&directory, args),
@@ -117,7 +122,7 @@ mod tests {
     #[test]
     fn the_names_of_the_original_tool_are_visible() {
         let help = Cli::command().render_help().to_string();
-        for name in ["emit-mlir", "show-passes", "optimize-ir", "diagnose-gpu", "benchmark-matmul"] {
+        for name in ["emit-mlir", "show-passes", "optimize-ir", "diagnose-gpu", "benchmark-matmul", "mutate-and-test"] {
             assert!(help.contains(name), "`{name}` is not in the help");
         }
     }

@@ -30,6 +30,15 @@ impl Asker {
         &self.leash
     }
 
+    /// For those who guard it themselves.
+    pub fn shared_leash(&self) -> &Arc<Leash> {
+        &self.leash
+    }
+
+    pub fn toolchain(&self) -> &Toolchain {
+        &self.toolchain
+    }
+
     /// Calls `ask` with a worker's seat; Ctrl-C ends what it asks.
     pub fn with<T>(&self, ask: impl FnOnce(&mut Asked<'_>) -> Result<T, Error>) -> Result<T, Error> {
         let _guard = interrupt::guard(&self.leash);

@@ -9,6 +9,7 @@ mod ir;
 mod kernels;
 mod limits;
 mod measure;
+mod mutate;
 mod run;
 mod serve;
 mod verify;

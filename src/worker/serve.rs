@@ -3,9 +3,11 @@
 //! What is not here: the wall clock (the tool kills a worker that is late) and any state between actions (an action reads
 //! its inputs from the store and leaves its outputs there, so a replaced worker has lost nothing).
 
-use crate::{codegen, ir, limits, measure, run as run_kernel, verify};
+use crate::{codegen, ir, limits, measure, mutate, run as run_kernel, verify};
 use kernelforge::{
     digest::Digest,
+    host::CpuFacts,
+    manifest::spec::{BlockSpec, Pass},
     plan::{Plan, kernel::Kernel, stage::StageGraph},
     protocol::{
         Action, ActionKind, Done, Failure, FailureKind, Fault, GateStatus, Hello, Outcome, PROTOCOL_VERSION, Verdict,
@@ -220,6 +222,16 @@ fn dispatch(action: &Action, cas: &Cas, allow_faults: bool) -> Result<Blobs, Rej
             let request = run_kernel::Request { object: &object, kernel, block, threads, seed, tensors, stages };
             Ok(one(blob::TENSORS, run_kernel::run(request)?))
         }
+        ActionKind::ListMutants { block, passes, cpu } => {
+            let mutants = inputs.with_built((block, passes, cpu), |built| Ok(mutate::list(&built)))?;
+            Ok(one(blob::MUTANTS, json(&mutants)?))
+        }
+        ActionKind::Mutant { block, passes, cpu, threads, seed, mutant } => {
+            let object = inputs.bytes(blob::OBJECT)?;
+            let trial = mutate::Trial { object: &object, threads: *threads, seed: *seed };
+            let judge = |built: mutate::Built<'_>| mutate::judge(&built, trial, mutant);
+            Ok(one(blob::JUDGED, json(&inputs.with_built((block, passes, cpu), judge)?)?))
+        }
         ActionKind::Fault { fault } if allow_faults => commit(*fault).map(|()| Blobs::new()).map_err(Into::into),
         ActionKind::Fault { .. } => {
             let refusal = Failure::new(FailureKind::Internal, "this worker was not started to make faults");
@@ -285,6 +297,17 @@ impl Inputs<'_> {
         })
     }
 
+    /// Calls `act` with the files of a built block.
+    fn with_built<T>(
+        &self,
+        (block, passes, cpu): (&BlockSpec, &[Pass], &CpuFacts),
+        act: impl FnOnce(mutate::Built<'_>) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let (kernel, plan) = (&self.parse(blob::KERNEL)?, &self.parse(blob::PLAN)?);
+        let lowered = &String::from_utf8_lossy(&self.bytes(blob::LOWERED)?).into_owned();
+        act(mutate::Built { block, passes, cpu, plan, kernel, lowered })
+    }
+
     fn read(&self, name: &str, digest: &Digest) -> Result<Vec<u8>, Failure> {
         let bytes = self.cas.get(digest);
         bytes.map_err(|error| Failure::new(FailureKind::MissingBlob, format!("input `{name}`: {error}")))
@@ -322,7 +345,6 @@ fn commit(fault: Fault) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kernelforge::host::CpuFacts;
     use kernelforge::protocol::{Gate, GateResult, Limits};
 
     fn action(kind: ActionKind) -> Action {

@@ -6,6 +6,8 @@ mod build;
 mod commands;
 #[cfg(feature = "worker")]
 mod faults;
+#[cfg(feature = "worker")]
+mod mutate;
 mod project;
 mod structure;
 #[cfg(feature = "worker")]

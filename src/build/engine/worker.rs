@@ -416,7 +416,8 @@ impl<'a> Seat<'a> {
         }
     }
 
-    fn vacate(&mut self) {
+    /// Ends the worker; the next action gets a new one.
+    pub fn vacate(&mut self) {
         if let Some(mut worker) = self.worker.take() {
             worker.end(self.leash);
         }

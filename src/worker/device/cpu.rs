@@ -9,15 +9,18 @@ use llvm_sys::{
     core::LLVMCreateMemoryBufferWithMemoryRangeCopy,
     error::{LLVMDisposeErrorMessage, LLVMErrorRef, LLVMGetErrorMessage},
     orc2::{
-        LLVMOrcCreateDynamicLibrarySearchGeneratorForProcess, LLVMOrcJITDylibAddGenerator,
+        LLVMJITEvaluatedSymbol, LLVMJITSymbolFlags, LLVMJITSymbolGenericFlags, LLVMOrcAbsoluteSymbols,
+        LLVMOrcCSymbolMapPair, LLVMOrcCreateDynamicLibrarySearchGeneratorForProcess, LLVMOrcJITDylibAddGenerator,
+        LLVMOrcJITDylibDefine,
         lljit::{
             LLVMOrcCreateLLJIT, LLVMOrcDisposeLLJIT, LLVMOrcLLJITAddObjectFile, LLVMOrcLLJITGetGlobalPrefix,
-            LLVMOrcLLJITGetMainJITDylib, LLVMOrcLLJITLookup, LLVMOrcLLJITRef,
+            LLVMOrcLLJITGetMainJITDylib, LLVMOrcLLJITLookup, LLVMOrcLLJITMangleAndIntern, LLVMOrcLLJITRef,
         },
     },
 };
 use std::{
     ffi::{CStr, CString},
+    ops::Range,
     ptr,
 };
 
@@ -30,8 +33,8 @@ pub struct LoadedKernel {
     stages: Vec<Function>,
     prepares: Vec<Function>,
     block: Function,
-    /// Owns the code; the functions above point into it.
-    _jit: Jit,
+    /// Own the code; the functions above point into them.
+    _code: Vec<Jit>,
 }
 
 // SAFETY: the code is immutable once linked, and LLJIT is used by no one after `load`.
@@ -93,6 +96,29 @@ impl Jit {
         }
     }
 
+    /// Gives `symbol` this address, unless an object of this JIT defines it.
+    fn define_weakly(&self, symbol: &str, function: Function) -> Result<(), Failure> {
+        let name = CString::new(symbol).map_err(|it| refuse(it.to_string()))?;
+        // SAFETY: the JIT is live; the interned name is handed over to the materialization unit, which is handed over to the
+        // library; the address is that of code which the caller keeps.
+        unsafe {
+            let mut pair = LLVMOrcCSymbolMapPair {
+                Name: LLVMOrcLLJITMangleAndIntern(self.0, name.as_ptr()),
+                Sym: LLVMJITEvaluatedSymbol {
+                    Address: function as *const () as u64,
+                    Flags: LLVMJITSymbolFlags {
+                        GenericFlags: LLVMJITSymbolGenericFlags::LLVMJITSymbolGenericFlagsExported as u8
+                            | LLVMJITSymbolGenericFlags::LLVMJITSymbolGenericFlagsWeak as u8
+                            | LLVMJITSymbolGenericFlags::LLVMJITSymbolGenericFlagsCallable as u8,
+                        TargetFlags: 0,
+                    },
+                },
+            };
+            let unit = LLVMOrcAbsoluteSymbols(&mut pair, 1);
+            consume(LLVMOrcJITDylibDefine(LLVMOrcLLJITGetMainJITDylib(self.0), unit)).map_err(refuse)
+        }
+    }
+
     fn function(&self, symbol: &str) -> Result<Function, Failure> {
         let name = CString::new(symbol).map_err(|it| refuse(it.to_string()))?;
         let mut address = 0;
@@ -120,7 +146,31 @@ impl LoadedKernel {
         let stages = functions(&mut kernel.stages.iter())?;
         let prepares = functions(&mut kernel.packed.iter().map(|it| &it.prepare))?;
         let block = jit.function(&kernel.block.symbol)?;
-        Ok(Self { kernel, stages, prepares, block, _jit: jit })
+        Ok(Self { kernel, stages, prepares, block, _code: vec![jit] })
+    }
+
+    /// Links `object` into this process, and over it `patch`: an entry that both have is the patch's, and so is what the patch's
+    /// functions call.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_patched(object: &[u8], patch: &[u8], kernel: Kernel) -> Result<Self, Failure> {
+        let (below, above) = (Jit::new(object)?, Jit::new(patch)?);
+        let mut entries: Vec<&Entry> = kernel.stages.iter().chain([&kernel.block]).collect();
+        entries.extend(kernel.packed.iter().map(|it| &it.prepare));
+        for entry in &entries {
+            // What the original does not have is the patch's own.
+            if let Ok(function) = below.function(&entry.symbol) {
+                above.define_weakly(&entry.symbol, function)?;
+            }
+        }
+        let functions = |entries: &mut dyn Iterator<Item = &Entry>| {
+            entries.map(|it| above.function(&it.symbol)).collect::<Result<Vec<_>, _>>()
+        };
+        let stages = functions(&mut kernel.stages.iter())?;
+        let prepares = functions(&mut kernel.packed.iter().map(|it| &it.prepare))?;
+        let block = above.function(&kernel.block.symbol)?;
+        Ok(Self { kernel, stages, prepares, block, _code: vec![above, below] })
     }
 
     pub fn kernel(&self) -> &Kernel {
@@ -137,6 +187,13 @@ impl LoadedKernel {
     /// Runs one stage, its units shared among the threads.
     pub fn stage(&self, index: usize, memory: &mut Memory, threads: &Threads) {
         call(self.stages[index], &self.kernel.stages[index], memory, threads);
+    }
+
+    /// Runs some units of one stage on the calling thread.
+    pub fn stage_units(&self, index: usize, units: Range<usize>, memory: &mut Memory) {
+        let table = memory.arguments(&self.kernel.stages[index].args, 0);
+        // SAFETY: as in `call`.
+        unsafe { self.stages[index](table.as_ptr(), units.start as i64, units.end as i64) }
     }
 
     /// Runs the block. On one thread that is the block entry, with its values in the workspace; on more it is every stage in turn,

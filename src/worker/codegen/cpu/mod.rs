@@ -17,7 +17,8 @@ mod norm;
 #[cfg(test)]
 mod tests;
 
-pub use lower::initialize_target;
+pub use lower::{initialize_target, object as assemble};
+pub use module::generate;
 
 use super::Compiled;
 use kernelforge::{

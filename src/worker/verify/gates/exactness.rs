@@ -17,9 +17,10 @@ struct Case {
     rows: fn(&StageOp, Vec<usize>) -> Option<Vec<usize>>,
 }
 
-const CASES: [Case; 5] = [
+const CASES: [Case; 6] = [
     Case { name: "small integers", fill: fill_integers, rows: integer_rows },
     Case { name: "uniform attention", fill: fill_uniform, rows: uniform_rows },
+    Case { name: "uniform attention far below zero", fill: fill_sunk, rows: uniform_rows },
     Case { name: "one-hot attention", fill: fill_one_hot, rows: one_hot_rows },
     Case { name: "rows of one value", fill: fill_constant, rows: constant_rows },
     Case { name: "powers of two", fill: fill_powers, rows: power_rows },
@@ -154,6 +155,16 @@ fn integer_rows(op: &StageOp, rows: Vec<usize>) -> Option<Vec<usize>> {
 fn fill_uniform(candidate: &mut dyn Candidate, stage: &Stage, source: &mut Source) {
     fill_input(candidate, stage, 0, |_| 0.0);
     fill_input(candidate, stage, 1, |_| source.normal());
+    fill_input(candidate, stage, 2, |_| source.integer(1000));
+}
+
+/// All logits are the same number, so far below zero that its exponential is none: the maximum must be subtracted, also when
+/// it is negative. Whole powers of two, so that the logits are exact.
+fn fill_sunk(candidate: &mut dyn Candidate, stage: &Stage, source: &mut Source) {
+    let StageOp::Attention { head_dim, scale, .. } = stage.op else { return };
+    let size = (2.0 * AHEAD / (scale.abs() * head_dim as f64)).log2().ceil().exp2() as f32;
+    fill_input(candidate, stage, 0, |_| -size);
+    fill_input(candidate, stage, 1, |_| 1.0);
     fill_input(candidate, stage, 2, |_| source.integer(1000));
 }
 

@@ -14,7 +14,12 @@ pub fn check(graph: &StageGraph, plan: &Plan, cpu: &CpuFacts) -> Vec<GateResult>
     });
     let unknown = plan.stages.keys().filter(|name| graph.stage(name).is_none());
     let unknown = unknown.map(|name| result(name, Some(format!("the plan schedules `{name}`, which is no stage"))));
-    stages.chain(unknown).collect()
+    // A knob that silently does nothing: the stage would be generated with its plain schedule.
+    let idle = graph.stages.iter().filter(|it| !it.scheduled && plan.stages.contains_key(&it.name));
+    let idle = idle.map(|it| {
+        result(&it.name, Some(format!("the plan schedules `{}`, for which no pass asked a schedule", it.name)))
+    });
+    stages.chain(unknown).chain(idle).collect()
 }
 
 fn result(stage: &str, violation: Option<String>) -> GateResult {

@@ -6,6 +6,7 @@ pub mod exactness;
 pub mod legality;
 pub mod meaning;
 pub mod memory;
+pub mod split;
 
 use super::{
     candidate::Candidate,

@@ -1,0 +1,8 @@
+//! `kforge mutate` without its command line: which blocks are mutated, how their mutants are judged in workers, what follows.
+//!
+//! [`subject`] makes a block small enough for hundreds of trials, [`trial`] runs them, [`score`] counts. What a mutant is
+//! and what it is judged by is the worker's business; here it is an id.
+
+pub mod score;
+pub mod subject;
+pub mod trial;

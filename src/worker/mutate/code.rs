@@ -1,0 +1,618 @@
+//! Wrong code: one line of the generated MLIR is rewritten, in every way that a generator's author gets it wrong.
+//!
+//! The rules are applied to every line that they fit. There are thousands of such places in one block, most of them in
+//! unrolled copies of one loop body, so for every rule and class of functions (micro-kernels, packing, one class for each
+//! kind of stage, the block's entry) a few are taken, spread evenly over all places, which is to say over all functions too.
+
+use super::{
+    Body, Mutation, Subject,
+    module::{Function, Module},
+};
+use kernelforge::protocol::mutation::Family;
+use std::collections::BTreeMap;
+
+/// Places taken for each rule and class of functions.
+const PLACES: usize = 2;
+
+/// The lines that take the place of a line; `None` where the rule does not fit.
+type Rewrite = fn(&Line<'_>) -> Option<Vec<String>>;
+
+struct Rule {
+    name: &'static str,
+    description: &'static str,
+    rewrite: Rewrite,
+}
+
+macro_rules! rules {
+    ($($name:literal, $description:literal, $rewrite:expr;)*) => {
+        [$(Rule { name: $name, description: $description, rewrite: $rewrite }),*]
+    };
+}
+
+/// Names that no generated value has: those are numbers.
+const NEW: [&str; 2] = ["%mutant0", "%mutant1"];
+
+const RULES: &[Rule] = &rules! {
+    "addf-to-subf", "a sum is a difference", |it| it.renamed("arith.addf", "arith.subf");
+    "subf-to-addf", "a difference is a sum", |it| it.renamed("arith.subf", "arith.addf");
+    "subf-swapped", "a difference has its operands swapped", |it| it.swapped_difference();
+    "mulf-to-addf", "a product is a sum", |it| it.renamed("arith.mulf", "arith.addf");
+    "divf-to-mulf", "a quotient is a product", |it| it.renamed("arith.divf", "arith.mulf");
+    "fma-operands", "a b + c is c b + a", |it| it.permuted("vector.fma", [2, 1, 0]);
+    "fma-restarts", "the accumulator is lost", |it| it.fma_without_addend();
+    "fma-first-factor", "the second factor and the addend are lost (a norm without gain and bias)", |it| it.fma_first_factor();
+    "fma-in-f16", "the accumulator is in half precision", |it| it.narrowed("f16");
+    "fma-in-bf16", "the accumulator is in bfloat16", |it| it.narrowed("bf16");
+    "index-plus-1", "a size, stride or offset is one too large", |it| it.index_constant(1);
+    "index-minus-1", "a size, stride or offset is one too small", |it| it.index_constant(-1);
+    "addi-to-subi", "an offset is subtracted", |it| it.subtracted_offset();
+    "muli-to-addi", "a stride is added", |it| it.renamed("arith.muli", "arith.addi");
+    "divui-to-remui", "a remainder instead of a quotient", |it| it.renamed("arith.divui", "arith.remui");
+    "remui-to-divui", "a quotient instead of a remainder", |it| it.renamed("arith.remui", "arith.divui");
+    "minui-to-maxui", "the larger instead of the smaller", |it| it.renamed("arith.minui", "arith.maxui");
+    "maxui-to-minui", "the smaller instead of the larger", |it| it.renamed("arith.maxui", "arith.minui");
+    "subi-to-addi", "a difference of indices is a sum", |it| it.renamed("arith.subi", "arith.addi");
+    "cmpi-eq-to-ne", "a condition is inverted", |it| it.renamed("arith.cmpi eq", "arith.cmpi ne");
+    "cmpi-ult-to-ule", "`<=` for `<`", |it| it.renamed("arith.cmpi ult", "arith.cmpi ule");
+    "cmpi-slt-to-sle", "`<=` for `<`", |it| it.renamed("arith.cmpi slt", "arith.cmpi sle");
+    "cmpf-olt-to-oge", "a comparison of numbers is inverted", |it| it.renamed("arith.cmpf olt", "arith.cmpf oge");
+    "cmpf-ogt-to-ole", "a comparison of numbers is inverted", |it| it.renamed("arith.cmpf ogt", "arith.cmpf ole");
+    "select-swapped", "the arms of a selection are swapped", |it| it.permuted("arith.select", [0, 2, 1]);
+    "guard-inverted", "a guarded part runs exactly when it should not", |it| it.inverted_guard();
+    "guard-dropped", "a guarded part always runs", |it| it.dropped_guard();
+    "loop-first-skipped", "the first iteration is skipped", |it| it.loop_bound(Bound::FirstSkipped);
+    "loop-last-skipped", "the last iteration is skipped", |it| it.loop_bound(Bound::LastSkipped);
+    "loop-one-more", "there is an iteration too many", |it| it.loop_bound(Bound::OneMore);
+    "loop-step-doubled", "every other iteration is skipped", |it| it.loop_bound(Bound::StepDoubled);
+    "loop-starts-anew", "a loop forgets what it has summed", |it| it.yields_first_operand();
+    "depth-halved", "a product has half its terms", |it| it.halved_depth();
+    "mask-plus-1", "the mask has a lane too many", |it| it.mask("arith.addi");
+    "mask-minus-1", "the mask lacks a lane", |it| it.mask("arith.subi");
+    "store-unmasked", "the tail guard of a store is dropped", |it| it.unmasked_store();
+    "load-unmasked", "the tail guard of a load is dropped", |it| it.unmasked_load();
+    "load-offset", "reads the next element", |it| it.offset(&["vector.load", "memref.load", "vector.maskedload"]);
+    "store-offset", "writes to the next element", |it| it.offset(&["vector.store", "memref.store", "vector.maskedstore"]);
+    "store-dropped", "a result is never written", |it| it.dropped(&["vector.store ", "memref.store ", "vector.maskedstore "]);
+    "store-nan", "the result is NaN", |it| it.stored_nan();
+    "sum-starts-at-1", "an accumulator begins with 1", |it| it.renamed("arith.constant dense<0.0>", "arith.constant dense<1.0>");
+    "maximum-starts-at-0", "a maximum begins with 0", |it| it.renamed("dense<0xFF800000>", "dense<0.0>");
+    "constant-one-percent", "a constant is one percent too large", |it| it.scaled_constant(1.01);
+    "constant-negated", "a constant has the wrong sign", |it| it.scaled_constant(-1.0);
+    "count-minus-1", "a whole constant is one too small (a mean over n - 1)", |it| it.count_minus_one();
+    "reduction-add-to-mul", "a product over lanes instead of a sum", |it| it.renamed("vector.reduction <add>", "vector.reduction <mul>");
+    "reduction-max-to-min", "a minimum over lanes instead of a maximum", |it| it.renamed("vector.reduction <maxnumf>", "vector.reduction <minnumf>");
+    "shuffle-swapped", "a step of a transposition has its operands swapped", |it| it.swapped("vector.shuffle");
+    "sqrt-dropped", "no square root", |it| it.renamed("math.sqrt", "math.absf");
+    "round-to-floor", "rounded down instead of to the nearest", |it| it.renamed("math.roundeven", "math.floor");
+    "shift-by-other", "an exponent is shifted to the wrong place", |it| it.renamed("arith.shli", "arith.shrui");
+    "call-dropped", "a part of the work is not done", |it| it.dropped(&["func.call "]);
+    "argument-store-dropped", "a callee gets the argument of the call before", |it| it.dropped(&["llvm.store "]);
+    "argument-moved", "an argument is written to the next place", |it| it.moved_argument();
+    "value-misplaced", "a value lies 64 bytes further than it should", |it| it.misplaced();
+};
+
+pub fn mutations(subject: &Subject) -> Vec<Mutation> {
+    let module = subject.module;
+    // By (class, rule): all places, in the module's order.
+    let mut places: BTreeMap<(String, usize), Vec<(usize, usize)>> = BTreeMap::new();
+    for (function, it) in module.functions.iter().enumerate() {
+        let class = subject.class(&it.name);
+        for line in 1..it.lines.len() {
+            let at = Line { lines: &it.lines, at: line };
+            for (rule, it) in RULES.iter().enumerate() {
+                if (it.rewrite)(&at).is_some() {
+                    places.entry((class.clone(), rule)).or_default().push((function, line));
+                }
+            }
+        }
+    }
+    let mut all = Vec::new();
+    for ((_, rule), places) in places {
+        for &(function, line) in spread(&places, PLACES) {
+            let same = places.iter().filter(|it| it.0 == function && it.1 < line).count();
+            all.push(at_place(subject, &module.functions[function], line, &RULES[rule], same));
+        }
+    }
+    all.extend(whole_function_mutations(subject));
+    all
+}
+
+/// The `same`-th place in this function that the rule fits.
+fn at_place(subject: &Subject, function: &Function, line: usize, rule: &'static Rule, same: usize) -> Mutation {
+    let id = format!("code/{}/{}@{same}", subject.short(&function.name), rule.name);
+    let description = format!("{}: `{}`", rule.description, shortened(function.lines[line].trim()));
+    let body = Body::Code { function: function.name.clone(), line, rule: rule.name };
+    Mutation::new(Family::Code, id, subject.stage_of(&function.name), description, body)
+}
+
+/// The mutant of this id, whether it is one of those taken or not.
+pub fn mutation(subject: &Subject, id: &str) -> Option<Mutation> {
+    let (short, place) = id.strip_prefix("code/")?.split_once('/')?;
+    let Some((rule, same)) = place.split_once('@') else {
+        return whole_function_mutations(subject).into_iter().find(|it| it.mutant.id == id);
+    };
+    let (rule, same) = (RULES.iter().find(|it| it.name == rule)?, same.parse().ok()?);
+    let function = subject.module.functions.iter().find(|it| subject.short(&it.name) == short)?;
+    let fits = |at: &usize| (rule.rewrite)(&Line { lines: &function.lines, at: *at }).is_some();
+    let line = (1..function.lines.len()).filter(fits).nth(same)?;
+    Some(at_place(subject, function, line, rule, same))
+}
+
+/// What takes more than one line: transpositions that do nothing.
+fn whole_function_mutations(subject: &Subject) -> Vec<Mutation> {
+    let functions = subject.module.functions.iter().filter(|it| untransposed(&it.lines).is_some());
+    let mutation = |it: &Function| {
+        let id = format!("code/{}/untransposed", subject.short(&it.name));
+        let description = "tiles are copied where they should be transposed (K instead of its transpose)".to_owned();
+        let body = Body::Code { function: it.name.clone(), line: 0, rule: UNTRANSPOSED };
+        Mutation::new(Family::Code, id, subject.stage_of(&it.name), description, body)
+    };
+    functions.map(mutation).collect()
+}
+
+const UNTRANSPOSED: &str = "untransposed";
+
+/// Every place in the callees of the last stage, or in itself, where a result can be made NaN.
+pub fn nan_stores(subject: &Subject) -> Vec<Module> {
+    let module = subject.module;
+    let Some(last) = subject.kernel.stages.last() else { return Vec::new() };
+    let Some(entry) = module.get(&last.symbol) else { return Vec::new() };
+    let called = entry.calls();
+    let functions = module.functions.iter().filter(|it| it.name == last.symbol || called.contains(it.name.as_str()));
+    let places = functions.rev().flat_map(|it| (1..it.lines.len()).rev().map(move |line| (it, line)));
+    places.filter_map(|(it, line)| apply(module, &it.name, line, "store-nan")).collect()
+}
+
+/// The module with the rule applied at the place.
+pub fn apply(module: &Module, function: &str, line: usize, rule: &str) -> Option<Module> {
+    let mut module = module.clone();
+    let lines = &mut module.functions.iter_mut().find(|it| it.name == function)?.lines;
+    if rule == UNTRANSPOSED {
+        *lines = untransposed(lines)?;
+    } else {
+        let rule = RULES.iter().find(|it| it.name == rule)?;
+        let new = (rule.rewrite)(&Line { lines, at: line })?;
+        lines.splice(line..=line, new);
+    }
+    Some(module)
+}
+
+/// Every vector that is loaded, shuffled with others and stored is stored as it was loaded.
+fn untransposed(lines: &[String]) -> Option<Vec<String>> {
+    let first = lines.iter().position(|it| it.contains("vector.shuffle"))?;
+    let is_load = |it: &&String| it.contains("vector.load ");
+    let result = |it: &String| it.trim().split(' ').next().map(str::to_owned);
+    let mut loaded: Vec<String> = lines[..first]
+        .iter()
+        .rev()
+        .take_while(|it| !it.contains("scf.for"))
+        .filter(is_load)
+        .filter_map(result)
+        .collect();
+    loaded.reverse();
+    let mut new = lines.to_vec();
+    let stores = new.iter_mut().skip(first).filter(|it| it.contains("vector.store "));
+    let mut count = 0;
+    for (store, value) in stores.zip(&loaded) {
+        let Some(old) = operands(store).first().map(|it| (*it).to_owned()) else { break };
+        *store = store.replacen(&format!("vector.store {old},"), &format!("vector.store {value},"), 1);
+        count += 1;
+    }
+    (count > 1 && new != lines).then_some(new)
+}
+
+/// At most `count` of them, the first and the last among them.
+fn spread<T>(all: &[T], count: usize) -> impl Iterator<Item = &T> {
+    let chosen = count.min(all.len());
+    (0..chosen).map(move |it| &all[if chosen == 1 { all.len() / 2 } else { it * (all.len() - 1) / (chosen - 1) }])
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(100) {
+        Some((at, _)) => format!("{}...", &text[..at]),
+        None => text.to_owned(),
+    }
+}
+
+/// The values of a line right of its `=`, as `%12` or `%12#0`, in order.
+fn operands(line: &str) -> Vec<&str> {
+    let right = line.split_once(" = ").filter(|it| it.0.trim_start().starts_with('%')).map_or(line, |it| it.1);
+    let mut found = Vec::new();
+    for (at, _) in right.match_indices('%') {
+        let len =
+            right[at + 1..].find(|it: char| !it.is_ascii_alphanumeric() && it != '#').unwrap_or(right.len() - at - 1);
+        found.push(&right[at..at + 1 + len]);
+    }
+    found
+}
+
+enum Bound {
+    FirstSkipped,
+    LastSkipped,
+    OneMore,
+    StepDoubled,
+}
+
+/// One line of a function, with the function around it.
+struct Line<'a> {
+    lines: &'a [String],
+    at: usize,
+}
+
+impl Line<'_> {
+    fn text(&self) -> &str {
+        &self.lines[self.at]
+    }
+
+    fn indent(&self) -> &str {
+        let text = self.text();
+        &text[..text.len() - text.trim_start().len()]
+    }
+
+    /// The text right of ` = ` begins with `op`.
+    fn is(&self, op: &str) -> bool {
+        let text = self.text();
+        text.split_once(" = ").map_or(text.trim_start(), |it| it.1).starts_with(op)
+    }
+
+    fn renamed(&self, from: &str, to: &str) -> Option<Vec<String>> {
+        let text = self.text();
+        let fits = text.contains(&format!("{from} "))
+            || text.contains(&format!("{from},"))
+            || (from.ends_with('>') && text.contains(from));
+        // `nsw` promises what a mutant does not keep; without it LLVM may assume nothing.
+        fits.then(|| vec![text.replacen(from, to, 1).replace(" overflow<nsw>", "")])
+    }
+
+    fn permuted<const N: usize>(&self, op: &str, order: [usize; N]) -> Option<Vec<String>> {
+        if !self.is(op) {
+            return None;
+        }
+        let text = self.text();
+        let old = operands(text);
+        let new: Vec<&str> = order.iter().map(|it| old.get(*it).copied()).collect::<Option<_>>()?;
+        let changed = text.replacen(&old[..N].join(", "), &new.join(", "), 1);
+        (changed != text).then(|| vec![changed])
+    }
+
+    fn swapped(&self, op: &str) -> Option<Vec<String>> {
+        self.permuted(op, [1, 0])
+    }
+
+    /// Not where the difference is squared: there its sign does not matter.
+    fn swapped_difference(&self) -> Option<Vec<String>> {
+        let result = self.text().trim().split(' ').next()?;
+        let squared =
+            self.lines.get(self.at + 1).is_some_and(|it| it.contains(&format!("arith.mulf {result}, {result} ")));
+        if squared { None } else { self.swapped("arith.subf") }
+    }
+
+    fn fma_first_factor(&self) -> Option<Vec<String>> {
+        if !self.is("vector.fma") {
+            return None;
+        }
+        let (left, right) = self.text().split_once(" = ")?;
+        let (first, kind, zero) = (*operands(self.text()).first()?, right.rsplit_once(" : ")?.1, NEW[0]);
+        let constant = format!("{}{zero} = arith.constant dense<0.0> : {kind}", self.indent());
+        Some(vec![constant, format!("{left} = arith.addf {first}, {zero} : {kind}")])
+    }
+
+    fn fma_without_addend(&self) -> Option<Vec<String>> {
+        if !self.is("vector.fma") {
+            return None;
+        }
+        let text = self.text();
+        let all = operands(text);
+        let addend = format!(", {}", all.get(2)?);
+        let at = text.rfind(&format!("{addend} :"))?;
+        let without = format!("{}{}", &text[..at], &text[at + addend.len()..]);
+        Some(vec![without.replacen("vector.fma", "arith.mulf", 1)])
+    }
+
+    fn narrowed(&self, narrow: &str) -> Option<Vec<String>> {
+        if !self.is("vector.fma") {
+            return None;
+        }
+        let (result, right) = self.text().trim().split_once(" = ")?;
+        let wide = right.rsplit_once(" : ")?.1;
+        let narrow = wide.replace("f32", narrow);
+        let (indent, [sum, rounded]) = (self.indent(), NEW);
+        Some(vec![
+            format!("{indent}{sum} = {right}"),
+            format!("{indent}{rounded} = arith.truncf {sum} : {wide} to {narrow}"),
+            format!("{indent}{result} = arith.extf {rounded} : {narrow} to {wide}"),
+        ])
+    }
+
+    /// Not where the sum is clipped right away: a difference below 0 wraps round and is clipped to the same end.
+    fn subtracted_offset(&self) -> Option<Vec<String>> {
+        let result = self.text().trim().split(' ').next()?;
+        let clipped = self.lines.get(self.at + 1).is_some_and(|it| it.contains(&format!("arith.minui {result},")));
+        if clipped { None } else { self.renamed("arith.addi", "arith.subi") }
+    }
+
+    /// The last argument of a micro-kernel is the depth of its product.
+    fn halved_depth(&self) -> Option<Vec<String>> {
+        let (left, right) = self.text().split_once(" = arith.constant ")?;
+        let value: usize = right.strip_suffix(" : index")?.parse().ok()?;
+        (self.is_depth() && value > 1).then(|| vec![format!("{left} = arith.constant {} : index", value / 2)])
+    }
+
+    /// A constant that is used as a depth and as nothing else.
+    fn is_depth(&self) -> bool {
+        let Some(result) = self.text().trim().split(' ').next() else { return false };
+        let mut uses = self.lines[self.at + 1..].iter().filter(|it| operands(it).contains(&result)).peekable();
+        let last = format!(", {result}) :");
+        uses.peek().is_some() && uses.all(|it| it.contains("func.call @tile_") && it.contains(&last))
+    }
+
+    /// Depths and steps have rules of their own: loops over them round up, so that one more or less may be none.
+    fn index_constant(&self, by: i64) -> Option<Vec<String>> {
+        let text = self.text();
+        let step = format!(" step {} ", text.trim().split(' ').next()?);
+        if self.is_depth() || self.lines[self.at..].iter().any(|it| it.contains(&step)) {
+            return None;
+        }
+        let (left, right) = text.split_once(" = arith.constant ")?;
+        let value: i64 = right.strip_suffix(" : index")?.parse().ok()?;
+        (value + by >= 0).then(|| vec![format!("{left} = arith.constant {} : index", value + by)])
+    }
+
+    fn inverted_guard(&self) -> Option<Vec<String>> {
+        self.guard(|condition, indent| {
+            let [always, inverted] = NEW;
+            vec![
+                format!("{indent}{always} = arith.constant true"),
+                format!("{indent}{inverted} = arith.xori {condition}, {always} : i1"),
+            ]
+        })
+    }
+
+    fn dropped_guard(&self) -> Option<Vec<String>> {
+        self.guard(|_, indent| vec![format!("{indent}{} = arith.constant true", NEW[1])])
+    }
+
+    fn guard(&self, make: impl FnOnce(&str, &str) -> Vec<String>) -> Option<Vec<String>> {
+        if !self.is("scf.if") {
+            return None;
+        }
+        let condition = *operands(self.text()).first()?;
+        let mut lines = make(condition, self.indent());
+        lines.push(self.text().replacen(condition, NEW[1], 1));
+        Some(lines)
+    }
+
+    fn loop_bound(&self, bound: Bound) -> Option<Vec<String>> {
+        if !self.is("scf.for") {
+            return None;
+        }
+        let text = self.text();
+        let all = operands(text);
+        let &[_, low, high, step, ..] = all.as_slice() else { return None };
+        let (new, indent) = (NEW[0], self.indent());
+        let (op, from, to) = match bound {
+            Bound::FirstSkipped => (format!("arith.addi {low}, {step}"), format!("= {low} to"), format!("= {new} to")),
+            Bound::LastSkipped => {
+                (format!("arith.subi {high}, {step}"), format!("to {high} step"), format!("to {new} step"))
+            }
+            Bound::OneMore => {
+                (format!("arith.addi {high}, {step}"), format!("to {high} step"), format!("to {new} step"))
+            }
+            Bound::StepDoubled => {
+                (format!("arith.addi {step}, {step}"), format!("step {step} "), format!("step {new} "))
+            }
+        };
+        Some(vec![format!("{indent}{new} = {op} : index"), text.replacen(&from, &to, 1)])
+    }
+
+    /// A yield of the loop's own argument: nothing is carried from one iteration to the next.
+    fn yields_first_operand(&self) -> Option<Vec<String>> {
+        if !self.is("scf.yield") {
+            return None;
+        }
+        let depth = self.indent().len() - 2;
+        let header = self.lines[..self.at].iter().rev().find(|it| it.len() - it.trim_start().len() == depth)?;
+        let argument = header.split_once("iter_args(")?.1.split(' ').next()?;
+        let first = *operands(self.text()).first()?;
+        (first != argument).then(|| vec![self.text().replacen(first, argument, 1)])
+    }
+
+    fn mask(&self, op: &str) -> Option<Vec<String>> {
+        if !self.is("vector.create_mask") {
+            return None;
+        }
+        let count = *operands(self.text()).first()?;
+        let (indent, [one, changed]) = (self.indent(), NEW);
+        Some(vec![
+            format!("{indent}{one} = arith.constant 1 : index"),
+            format!("{indent}{changed} = {op} {count}, {one} : index"),
+            self.text().replacen(&format!("create_mask {count}"), &format!("create_mask {changed}"), 1),
+        ])
+    }
+
+    /// `vector.maskedstore %m[%i], %mask, %v : memref, mask type, vector type`.
+    fn unmasked_store(&self) -> Option<Vec<String>> {
+        if !self.is("vector.maskedstore") {
+            return None;
+        }
+        let &[memory, index, _, value] = operands(self.text()).as_slice() else { return None };
+        let types: Vec<&str> = self.text().rsplit_once(" : ")?.1.split(", ").collect();
+        let &[memref, _, vector] = types.as_slice() else { return None };
+        Some(vec![format!("{}vector.store {value}, {memory}[{index}] : {memref}, {vector}", self.indent())])
+    }
+
+    fn unmasked_load(&self) -> Option<Vec<String>> {
+        if !self.is("vector.maskedload") {
+            return None;
+        }
+        let &[memory, index, ..] = operands(self.text()).as_slice() else { return None };
+        let (result, right) = self.text().split_once(" = ")?;
+        let (memref, vector) = (right.rsplit_once(" : ")?.1.split(", ").next()?, right.rsplit_once(" into ")?.1);
+        Some(vec![format!("{result} = vector.load {memory}[{index}] : {memref}, {vector}")])
+    }
+
+    /// Index + 1 in a memory access.
+    fn offset(&self, ops: &[&str]) -> Option<Vec<String>> {
+        if !ops.iter().any(|it| self.is(&format!("{it} "))) {
+            return None;
+        }
+        let (_, rest) = self.text().split_once('[')?;
+        let index = rest.split_once(']')?.0;
+        let (indent, [one, moved]) = (self.indent(), NEW);
+        Some(vec![
+            format!("{indent}{one} = arith.constant 1 : index"),
+            format!("{indent}{moved} = arith.addi {index}, {one} : index"),
+            self.text().replacen(&format!("[{index}]"), &format!("[{moved}]"), 1),
+        ])
+    }
+
+    fn dropped(&self, ops: &[&str]) -> Option<Vec<String>> {
+        ops.iter().any(|it| self.is(it)).then(Vec::new)
+    }
+
+    fn stored_nan(&self) -> Option<Vec<String>> {
+        let vector = self.text().rsplit_once(", ").map(|it| it.1).filter(|_| self.is("vector.store "))?;
+        let value = *operands(self.text()).first()?;
+        let (indent, nan) = (self.indent(), NEW[0]);
+        Some(vec![
+            format!("{indent}{nan} = arith.constant dense<0x7FC00000> : {vector}"),
+            self.text().replacen(value, nan, 1),
+        ])
+    }
+
+    /// A floating-point constant times `factor`.
+    fn scaled_constant(&self, factor: f32) -> Option<Vec<String>> {
+        let (literal, start) = self.float_literal()?;
+        let value = match literal.strip_prefix("0x") {
+            Some(bits) => f32::from_bits(u32::from_str_radix(bits, 16).ok()?),
+            None => literal.parse().ok()?,
+        };
+        if value == 0.0 || !value.is_finite() {
+            return None;
+        }
+        self.with_literal(&literal, start, value * factor)
+    }
+
+    fn count_minus_one(&self) -> Option<Vec<String>> {
+        let (literal, start) = self.float_literal()?;
+        let value: f32 = literal.parse().ok().filter(|it: &f32| it.fract() == 0.0 && *it > 2.0)?;
+        self.with_literal(&literal, start, value - 1.0)
+    }
+
+    fn float_literal(&self) -> Option<(String, usize)> {
+        let text = self.text();
+        let at = text.find(" = arith.constant ")? + " = arith.constant ".len();
+        if !text.ends_with("f32") && !text.ends_with("f32>") {
+            return None;
+        }
+        let dense = text[at..].strip_prefix("dense<");
+        let start = if dense.is_some() { at + "dense<".len() } else { at };
+        let literal: String = text[start..].chars().take_while(|it| !matches!(it, '>' | ' ')).collect();
+        Some((literal, start))
+    }
+
+    fn with_literal(&self, literal: &str, start: usize, value: f32) -> Option<Vec<String>> {
+        let text = self.text();
+        Some(vec![format!("{}0x{:08X}{}", &text[..start], value.to_bits(), &text[start + literal.len()..])])
+    }
+
+    /// `%n = llvm.getelementptr %table[I] : (!llvm.ptr) -> !llvm.ptr, !llvm.ptr` right before a store.
+    fn moved_argument(&self) -> Option<Vec<String>> {
+        if !self.lines.get(self.at + 1)?.trim_start().starts_with("llvm.store ") {
+            return None;
+        }
+        self.element_pointer("!llvm.ptr", 1)
+    }
+
+    fn misplaced(&self) -> Option<Vec<String>> {
+        self.element_pointer("i8", 64)
+    }
+
+    fn element_pointer(&self, kind: &str, by: usize) -> Option<Vec<String>> {
+        let text = self.text();
+        if !self.is("llvm.getelementptr") || !text.ends_with(&format!(", {kind}")) {
+            return None;
+        }
+        let (left, rest) = text.split_once('[')?;
+        let (index, right) = rest.split_once(']')?;
+        let index: usize = index.parse().ok()?;
+        Some(vec![format!("{left}[{}]{right}", index + by)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn rewritten(rule: &str, line: &str) -> Vec<String> {
+        let lines = [line.to_owned()];
+        let rule = RULES.iter().find(|it| it.name == rule).unwrap();
+        let new = (rule.rewrite)(&Line { lines: &lines, at: 0 }).expect("the rule fits");
+        assert_ne!(new, lines);
+        new
+    }
+
+    #[test]
+    fn operands_are_found_right_of_the_result() {
+        assert_eq!(operands("  %1 = vector.fma %2, %3#1, %40 : vector<16xf32>"), ["%2", "%3#1", "%40"]);
+        assert_eq!(operands("  vector.store %2, %3[%4] : memref<1xf32>"), ["%2", "%3", "%4"]);
+    }
+
+    #[test]
+    fn an_fma_loses_its_addend_or_its_order() {
+        let line = "  %9 = vector.fma %1, %2, %3 : vector<16xf32>";
+        assert_eq!(rewritten("fma-restarts", line), ["  %9 = arith.mulf %1, %2 : vector<16xf32>"]);
+        assert_eq!(rewritten("fma-operands", line), ["  %9 = vector.fma %3, %2, %1 : vector<16xf32>"]);
+        assert_eq!(rewritten("fma-in-f16", line).len(), 3);
+    }
+
+    #[test]
+    fn loops_skip_iterations() {
+        let line = "  scf.for %1 = %2 to %3 step %4 {";
+        assert_eq!(
+            rewritten("loop-last-skipped", line),
+            ["  %mutant0 = arith.subi %3, %4 : index", "  scf.for %1 = %2 to %mutant0 step %4 {"]
+        );
+        assert_eq!(rewritten("loop-step-doubled", line)[1], "  scf.for %1 = %2 to %3 step %mutant0 {");
+    }
+
+    #[test]
+    fn accesses_move_and_lose_their_masks() {
+        let load =
+            "  %1 = vector.maskedload %2[%3], %4, %5 : memref<8xf32>, vector<4xi1>, vector<4xf32> into vector<4xf32>";
+        assert_eq!(rewritten("load-unmasked", load), ["  %1 = vector.load %2[%3] : memref<8xf32>, vector<4xf32>"]);
+        assert_eq!(rewritten("load-offset", load)[1], "  %mutant1 = arith.addi %3, %mutant0 : index");
+        let store = "  vector.maskedstore %2[%3], %4, %5 : memref<8xf32>, vector<4xi1>, vector<4xf32>";
+        assert_eq!(rewritten("store-unmasked", store), ["  vector.store %5, %2[%3] : memref<8xf32>, vector<4xf32>"]);
+    }
+
+    #[test]
+    fn constants_change_in_every_spelling() {
+        assert_eq!(
+            rewritten("count-minus-1", "  %1 = arith.constant 64.0 : f32"),
+            ["  %1 = arith.constant 0x427C0000 : f32"]
+        );
+        let dense = rewritten("constant-negated", "  %1 = arith.constant dense<0x3F800000> : vector<16xf32>");
+        assert_eq!(dense, ["  %1 = arith.constant dense<0xBF800000> : vector<16xf32>"]);
+        assert_eq!(
+            rewritten("index-minus-1", "  %1 = arith.constant 64 : index"),
+            ["  %1 = arith.constant 63 : index"]
+        );
+    }
+
+    #[test]
+    fn rule_names_are_unique() {
+        let mut names: Vec<_> = RULES.iter().map(|it| it.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), RULES.len());
+    }
+
+    #[test]
+    fn places_are_spread_from_the_first_to_the_last() {
+        let all: Vec<usize> = (0..10).collect();
+        assert_eq!(spread(&all, 3).copied().collect::<Vec<_>>(), [0, 4, 9]);
+        assert_eq!(spread(&all[..1], 3).copied().collect::<Vec<_>>(), [0]);
+    }
+}
