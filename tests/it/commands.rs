@@ -25,7 +25,7 @@ fn the_graph_is_drawn_in_every_format() {
     assert!(project.done(&["graph"]).stdout.starts_with("digraph"));
     assert!(project.done(&["graph", "--format", "mermaid"]).stdout.starts_with("flowchart"));
     let json = project.done(&["graph", "--json"]).json();
-    assert_eq!(json["steps"].as_array().map(Vec::len), Some(13));
+    assert_eq!(json["steps"].as_array().map(Vec::len), Some(12));
 }
 
 #[test]
