@@ -214,9 +214,15 @@ fn shortened(text: &str) -> String {
     }
 }
 
+/// The line without its results. A loop without results has a ` = ` of its own.
+fn operation(line: &str) -> &str {
+    let line = line.trim_start();
+    line.split_once(" = ").filter(|it| it.0.starts_with('%')).map_or(line, |it| it.1)
+}
+
 /// The values of a line right of its `=`, as `%12` or `%12#0`, in order.
 fn operands(line: &str) -> Vec<&str> {
-    let right = line.split_once(" = ").filter(|it| it.0.trim_start().starts_with('%')).map_or(line, |it| it.1);
+    let right = operation(line);
     let mut found = Vec::new();
     for (at, _) in right.match_indices('%') {
         let len =
@@ -249,10 +255,8 @@ impl Line<'_> {
         &text[..text.len() - text.trim_start().len()]
     }
 
-    /// The text right of ` = ` begins with `op`.
     fn is(&self, op: &str) -> bool {
-        let text = self.text();
-        text.split_once(" = ").map_or(text.trim_start(), |it| it.1).starts_with(op)
+        operation(self.text()).starts_with(op)
     }
 
     fn renamed(&self, from: &str, to: &str) -> Option<Vec<String>> {
