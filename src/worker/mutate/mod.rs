@@ -7,8 +7,8 @@
 //! why it computes the same.
 //!
 //! One action judges one mutant, because a mutant may write anywhere in this process. The tool therefore gives every mutant
-//! whose code runs a fresh worker: that is some 15 ms of the 150 ms which a mutant takes, and unlike a fork of this process it
-//! does not inherit threads and locks of LLVM and of the thread pools in whatever state they are in.
+//! whose code runs a fresh worker. A fork of this process would start faster, but it inherits the threads and locks of LLVM and
+//! of the thread pools in whatever state they are in.
 
 mod code;
 mod host;
