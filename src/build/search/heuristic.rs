@@ -18,8 +18,7 @@ use std::collections::BTreeMap;
 
 /// Rows of A in a cache block: with a depth of 1024, half of a 1 MiB L2.
 const BLOCK_ROWS: usize = 128;
-/// Steps of the depth loop written out: the loop's own instructions then hide behind 48 multiply-adds; 4 doubles LLVM's
-/// time for the same speed.
+/// Steps of the depth loop written out: the loop's own instructions then hide behind 48 multiply-adds.
 const UNROLL: usize = 2;
 
 /// A schedule for every stage that a pass asked one for, by stage name.

@@ -1,5 +1,5 @@
 //! Measures: what a kernel takes ([`benchmark`]), what the hand-written matrix products take beside it ([`matmul`]), and
-//! what the machine can do at best ([`probe`](ceilings::probe)). Nothing here judges results or chooses between kernels.
+//! what the machine can do at best ([`ceilings`]). Nothing here judges results or chooses between kernels.
 
 pub mod benchmark;
 pub mod ceilings;

@@ -249,7 +249,7 @@ impl Tile<'_> {
 
     /// Runs the epilogue and stores the tile. Without an activation that happens in registers. With one, the raw tile is stored
     /// and finished row by row in L1: an activation needs 15 registers of its own, so the accumulators were spilled anyway,
-    /// and written out for a whole tile it is 600 vector ops that LLVM takes 150 ms for.
+    /// and written out for a whole tile it is some 600 vector ops for LLVM to schedule.
     fn finish(&mut self, c: (Mem, Val), sums: Vec<Val>, extras: &Extras) {
         let Micro { rows, vectors, epilogue, .. } = self.micro;
         let in_memory = epilogue.is_some_and(|it| it.activation.is_some());

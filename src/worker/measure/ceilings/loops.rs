@@ -56,7 +56,7 @@ pub fn read(data: &[f32]) -> f32 {
 
 /// One function that runs `steps` steps of one multiply-add on each named accumulator. Named, because an array of vectors
 /// may end in memory. 12 cover a latency of 6 cycles on the two units of an x86 core, and leave the compiler no reason to
-/// spill (it did with 24 of 512 bits: 93 GFLOP/s of 134); 24 cover NEON's four units.
+/// spill (it did with 24 of 512 bits: 93 GFLOP/s at best, where 12 reach 150); 24 cover NEON's four units.
 macro_rules! multiply_add {
     ($name:ident, $feature:literal, $splat:ident, $fma:expr, $sum:expr, [$($accumulator:ident),*]) => {
         /// # Safety
