@@ -14,6 +14,7 @@ const RECIPES: &[(&str, &[&str])] = &[
             "src/worker",
             "src/plan",
             "src/protocol.rs",
+            "src/protocol",
             "src/manifest/spec.rs",
             "src/digest.rs",
             "src/store",
@@ -25,7 +26,18 @@ const RECIPES: &[(&str, &[&str])] = &[
     ("plan", &["src/build/search", "src/plan"]),
     ("compile", &["src/worker/codegen", "src/plan", "Cargo.lock"]),
     // Gate V0 is the plan's constraints; the references stand on ndarray and libm.
-    ("verify", &["src/worker/verify", "src/worker/device", "src/plan", "src/manifest/spec.rs", "Cargo.lock"]),
+    (
+        "verify",
+        &[
+            "src/worker/verify",
+            "src/worker/device",
+            "src/worker/audit.rs",
+            "src/protocol/audit.rs",
+            "src/plan",
+            "src/manifest/spec.rs",
+            "Cargo.lock",
+        ],
+    ),
     (
         "benchmark",
         &[

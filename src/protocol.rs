@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Bumped whenever a message changes shape; a worker of another version is refused at the handshake.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// The first line a worker writes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,8 +43,8 @@ pub mod blob {
     pub const KERNEL: &str = "kernel";
     /// The generated MLIR, before it is lowered to LLVM.
     pub const LOWERED: &str = "lowered";
-    /// [`super::Verdict`].
-    pub const VERDICT: &str = "verdict";
+    /// [`super::audit::Audit`].
+    pub const AUDIT: &str = "audit";
     /// [`super::Benchmark`].
     pub const BENCHMARK: &str = "benchmark";
     /// A safetensors file of tensors given to `run`.
@@ -92,13 +92,17 @@ pub enum ActionKind {
         /// Decides only locations in error messages, so it is no part of the key and no output contains it.
         origins: BTreeMap<String, Origin>,
     },
-    /// In: `stages`, `plan`. Out: `object`, `kernel`, `lowered`.
+    /// In: `stages`, `plan`, optionally `lowered`: MLIR to assemble instead of what the generator writes for the plan.
+    /// Out: `object`, `kernel`, `lowered`.
     Compile { cpu: CpuFacts },
-    /// In: `object`, `kernel`, `plan`. Out: `verdict`.
-    Verify { block: BlockSpec, cpu: CpuFacts, threads: usize, seed: u64 },
-    /// In: `object`, `kernel`. Out: `benchmark`. Measures for about `time_ms`.
+    /// In: `object`, `kernel`, `plan`. Out: `audit`, of a rejected kernel too. The inputs that the gates draw follow from `seed`
+    /// and the object; the cases of `corpus` are replayed first.
+    Verify { block: BlockSpec, cpu: CpuFacts, threads: usize, seed: u64, corpus: Vec<corpus::Case> },
+    /// In: `object`, `kernel`, and what says that it was verified: `plan`, `audit`. Out: `benchmark`. Measures for about
+    /// `time_ms`.
     Benchmark { cpu: CpuFacts, threads: usize, time_ms: u64 },
-    /// In: `object`, `kernel`, optionally `tensors`. Out: `tensors`: the outputs, and every stage's output if `stages`.
+    /// In: `object`, `kernel`, `plan`, `audit`, optionally `tensors`. Out: `tensors`: the outputs, and every stage's output if
+    /// `stages`.
     Run { block: BlockSpec, threads: usize, seed: u64, stages: bool },
     /// Measure the hand-written matmuls and the generated one. In: `object`, `kernel` of a matmul block. Out: `benchmark`.
     BenchMatmul { cpu: CpuFacts, threads: usize, time_ms: u64 },
@@ -107,7 +111,15 @@ pub enum ActionKind {
     /// What could be wrong with this block. In: `stages`, `plan`, `kernel`, `lowered`. Out: `mutants`.
     ListMutants { block: BlockSpec, passes: Vec<Pass>, cpu: CpuFacts },
     /// Build one mutant and put it through the verifier. In: as `list-mutants`, and `object`. Out: `judged`.
-    Mutant { block: BlockSpec, passes: Vec<Pass>, cpu: CpuFacts, threads: usize, seed: u64, mutant: String },
+    Mutant {
+        block: BlockSpec,
+        passes: Vec<Pass>,
+        cpu: CpuFacts,
+        threads: usize,
+        seed: u64,
+        corpus: Vec<corpus::Case>,
+        mutant: String,
+    },
     /// For tests of the limits only; refused unless the worker was started with `--allow-faults`.
     Fault { fault: Fault },
 }
@@ -159,8 +171,16 @@ pub enum FailureKind {
     IllegalPlan,
     /// LLVM or MLIR refused what was generated: a defect of kforge.
     Codegen,
-    /// A gate of the verifier failed. The verdict blob is still written.
+    /// A gate of the verifier failed. The audit blob is still written.
     NumericMismatch,
+    /// The gate that failed is V4: the kernel reads or writes what it must not.
+    Memory,
+    /// A measured time that the device cannot reach, or results that differ under measurement.
+    Implausible,
+    /// The action, or the audit of its kernel, is for another device than the one that is here.
+    DeviceUnavailable,
+    /// The kernel was not accepted, or the audit that was given with it is of another one.
+    NotVerified,
     /// Tensors given by the user are missing or have the wrong shape or type.
     BadInput,
     /// An input blob is missing or corrupt.
@@ -186,7 +206,7 @@ pub struct Failure {
     /// Further lines: stderr of a crashed worker, MLIR diagnostics.
     pub detail: String,
     pub hint: Option<String>,
-    /// Blobs that exist all the same (the verdict of a rejected kernel).
+    /// Blobs that exist all the same (the audit of a rejected kernel).
     pub outputs: BTreeMap<String, Digest>,
 }
 
@@ -264,6 +284,8 @@ pub struct Benchmark {
     pub ceilings: Ceilings,
     pub block: StageBenchmark,
     pub stages: Vec<StageBenchmark>,
+    /// Whether the measurement is to be believed: gate V7, for the block and each stage.
+    pub checks: Vec<GateResult>,
 }
 
 /// A gate of the verification protocol.
@@ -278,8 +300,44 @@ pub enum Gate {
     V2Bound,
     /// The optimised stages mean what the manifest says: two independent f64 evaluations agree.
     V2Meaning,
+    /// No less accurate than plain code of the same precision.
+    V3ErrorRatio,
+    /// Nothing unwritten is read, nothing outside of a buffer is touched, runs repeat bit for bit.
     V4Memory,
+    /// The same schedule, generated for other shapes.
     V5Shapes,
+    /// What must hold between two runs of the same kernel.
+    V6Relations,
+    /// The kernel does under measurement what it did under verification, in a time that is possible.
+    V7NoGaming,
+}
+
+impl Gate {
+    pub const ALL: [Self; 9] = [
+        Self::V0Legality,
+        Self::V1Exactness,
+        Self::V2Bound,
+        Self::V2Meaning,
+        Self::V3ErrorRatio,
+        Self::V4Memory,
+        Self::V5Shapes,
+        Self::V6Relations,
+        Self::V7NoGaming,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V0Legality => "v0-legality",
+            Self::V1Exactness => "v1-exactness",
+            Self::V2Bound => "v2-bound",
+            Self::V2Meaning => "v2-meaning",
+            Self::V3ErrorRatio => "v3-error-ratio",
+            Self::V4Memory => "v4-memory",
+            Self::V5Shapes => "v5-shapes",
+            Self::V6Relations => "v6-relations",
+            Self::V7NoGaming => "v7-no-gaming",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -329,6 +387,8 @@ pub struct Verdict {
     pub gates: Vec<GateResult>,
 }
 
+pub mod audit;
+pub mod corpus;
 pub mod mutation;
 
 /// What decides the outputs of each kind of action: digests, taken at build time, of the source folders and library versions.

@@ -57,7 +57,7 @@ mod tests {
                 graph.decide(step.id, |it: StepId| decisions[it.index()].outputs(), &store, false)
             };
             if let Decision::Stale { key, parts, .. } = decide(&decisions) {
-                let outputs = ["module", "stages", "passes", "plan", "object", "kernel", "verdict", "benchmark"]
+                let outputs = ["module", "stages", "passes", "plan", "object", "kernel", "audit", "benchmark"]
                     .into_iter()
                     .filter(|name| graph.dependents(step.id).iter().any(|it| reads(graph, *it, step.id, name)))
                     .chain(["log"])

@@ -76,6 +76,7 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
 
 /// What a command that needs one step done gets.
 pub enum Wanted {
+    /// The outputs of the step and of the steps it reads.
     Built(Outputs),
     /// It was told why on stderr.
     Not(Outcome),
@@ -85,15 +86,21 @@ pub enum Wanted {
 pub fn bring_up_to_date(opened: &Opened, step: StepId) -> Result<Wanted, Error> {
     let goals = [step];
     let decisions = opened.graph.status(&opened.store, |_| false);
-    if let Decision::UpToDate { outputs, .. } = &decisions[step.index()] {
-        return Ok(Wanted::Built(outputs.clone()));
+    if decisions[step.index()].is_up_to_date() {
+        return Ok(Wanted::Built(gathered(opened, step, |it| decisions[it.index()].outputs())));
     }
     let request = Request { goals: &goals, force: false, keep_going: false, jobs: None };
-    let mut built = build(opened, &request, &Progress::new(false))?;
-    Ok(match built.outputs[step.index()].take() {
-        Some(outputs) => Wanted::Built(outputs),
+    let built = build(opened, &request, &Progress::new(false))?;
+    Ok(match &built.outputs[step.index()] {
+        Some(_) => Wanted::Built(gathered(opened, step, |it| built.outputs[it.index()].as_ref())),
         None => Wanted::Not(outcome(&built)),
     })
+}
+
+/// What the step made and what the steps that it reads made. No two kinds of step make outputs of one name.
+fn gathered<'a>(opened: &Opened, step: StepId, outputs_of: impl Fn(StepId) -> Option<&'a Outputs>) -> Outputs {
+    let steps = opened.graph.step(step).deps.iter().copied().chain([step]);
+    steps.filter_map(outputs_of).flatten().map(|(name, digest)| (name.clone(), *digest)).collect()
 }
 
 struct Request<'a> {

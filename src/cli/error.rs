@@ -1,6 +1,9 @@
 //! What a command ends with: an exit code, and for failures a message with a hint.
 
-use super::print;
+use super::{
+    located::{self, Located},
+    print,
+};
 use crate::{
     build::engine::{run::BuildError, worker::WorkerError},
     manifest::{self, ProjectErrors},
@@ -37,7 +40,14 @@ pub struct Error(Box<Kind>);
 #[derive(Debug)]
 enum Kind {
     Manifest(ProjectErrors),
-    Message { code: Outcome, message: String, detail: String, hint: Option<String> },
+    /// What is wrong with a file that was handed over; never empty.
+    Located(Vec<Located>),
+    Message {
+        code: Outcome,
+        message: String,
+        detail: String,
+        hint: Option<String>,
+    },
 }
 
 impl Error {
@@ -48,6 +58,11 @@ impl Error {
     /// The command line asks for what cannot be.
     pub fn input(message: impl Into<String>) -> Self {
         Self::message(Outcome::Input, message)
+    }
+
+    /// A file that was handed over is not what it should be.
+    pub fn located(problems: Vec<Located>) -> Self {
+        Self(Box::new(Kind::Located(problems)))
     }
 
     pub fn environment(message: impl Into<String>) -> Self {
@@ -67,7 +82,7 @@ impl Error {
 
     pub fn code(&self) -> Outcome {
         match &*self.0 {
-            Kind::Manifest(_) => Outcome::Input,
+            Kind::Manifest(_) | Kind::Located(_) => Outcome::Input,
             Kind::Message { code, .. } => *code,
         }
     }
@@ -77,6 +92,10 @@ impl Error {
             Kind::Manifest(errors) => {
                 let color = print::colored(&io::stderr());
                 print::err(&manifest::render(errors, color, print::width()));
+            }
+            Kind::Located(problems) => {
+                let color = print::colored(&io::stderr());
+                print::err(&located::render(problems, color, print::width()));
             }
             Kind::Message { message, detail, hint, .. } => print::problem(message, detail, hint.as_deref()),
         }
@@ -88,6 +107,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &*self.0 {
             Kind::Manifest(errors) => write!(f, "{errors}"),
+            Kind::Located(problems) => write!(f, "{}", located::count(problems)),
             Kind::Message { message, .. } => f.write_str(message),
         }
     }
@@ -123,6 +143,7 @@ impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         let code = match failure.kind {
             FailureKind::BadInput => Outcome::Input,
+            FailureKind::DeviceUnavailable => Outcome::Environment,
             FailureKind::Cancelled => return Self::interrupted(),
             _ => Outcome::StepFailed,
         };

@@ -10,12 +10,15 @@ mod error;
 mod graph;
 mod init;
 mod ir;
+mod located;
 mod mutate;
 mod print;
 mod progress;
 mod project;
+mod report;
 mod run;
 mod schema;
+mod verify;
 mod why;
 mod worker;
 
@@ -45,8 +48,13 @@ enum Command {
     Why(why::Args),
     /// Print the graph of steps
     Graph(graph::Args),
-    /// Run a built block on given or random tensors
+    /// Run a built and verified block on given or random tensors
     Run(run::Args),
+    /// Judge a plan from outside with the gates of a build, and write nothing to the project
+    #[command(visible_alias = "verify-plan")]
+    Verify(verify::Args),
+    /// Show what is recorded of blocks: audits and measured figures
+    Report(report::Args),
     /// Show what the passes do to a block's IR
     #[command(subcommand)]
     Ir(ir::Command),
@@ -95,6 +103,8 @@ fn dispatch(cli: Cli) -> Result<Outcome, error::Error> {
         Command::Why(args) => why::main(&directory, args),
         Command::Graph(args) => graph::main(&directory, args),
         Command::Run(args) => run::main(&directory, args),
+        Command::Verify(args) => verify::main(&directory, args),
+        Command::Report(args) => report::main(&directory, args),
         Command::Ir(command) => ir::main(&directory, command),
         Command::Mutate(args) => mutate::main(&directory, args),
         Command::Bench(command) => bench::main(command),
@@ -122,7 +132,15 @@ mod tests {
     #[test]
     fn the_names_of_the_original_tool_are_visible() {
         let help = Cli::command().render_help().to_string();
-        for name in ["emit-mlir", "show-passes", "optimize-ir", "diagnose-gpu", "benchmark-matmul", "mutate-and-test"] {
+        for name in [
+            "emit-mlir",
+            "show-passes",
+            "optimize-ir",
+            "diagnose-gpu",
+            "benchmark-matmul",
+            "mutate-and-test",
+            "verify-plan",
+        ] {
             assert!(help.contains(name), "`{name}` is not in the help");
         }
     }

@@ -4,13 +4,16 @@ use super::{
     error::{Error, Outcome},
     print::{self, GREEN, RED},
     project::{Opened, Selection},
-    worker::Asker,
+    worker::{Asker, any_seed},
 };
 use crate::{
     build::{
         engine::interrupt,
         mutate::{
+            corpus,
+            manifests::{self, Wrong},
             score::{Counts, Score},
+            select,
             subject::{self, Subject},
             trial::{Laboratory, MutateError, Prepared, Trial},
         },
@@ -24,7 +27,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use std::{
     io::{self, IsTerminal},
-    path::Path,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -36,6 +39,13 @@ pub struct Args {
     /// Only mutants whose id contains this
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// Mutants tried of each kind (the same mistake in the same kind of code) over all blocks; 0 tries all
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    per_kind: usize,
+    /// The regression corpus: its cases are replayed first, and those are added that alone rejected a mutant; the project's
+    /// `corpus` if not given
+    #[arg(long, value_name = "FILE")]
+    corpus: Option<PathBuf>,
     /// List the mutants and try none
     #[arg(long)]
     list: bool,
@@ -43,8 +53,11 @@ pub struct Args {
     #[arg(short = 'j', long, value_name = "N")]
     jobs: Option<usize>,
     /// Of the verifier's inputs; another one each time if not given
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     seed: Option<u64>,
+    /// Name every rejected mutant with the gate that rejected it and why, and the largest error / bound of each stage
+    #[arg(short, long)]
+    verbose: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -60,21 +73,26 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
     let folder = tempfile::tempdir()?;
     let asker = Asker::new(folder.path())?;
     let _guard = interrupt::guard(asker.shared_leash());
+    let seed = args.seed.unwrap_or_else(any_seed);
+    let mut corpus = corpus::Open::new(&opened.project, directory, args.corpus.as_deref())?;
+    let cases = corpus.cases().to_vec();
     let laboratory = Laboratory {
         toolchain: asker.toolchain(),
         leash: asker.leash(),
         cas: &asker.cas,
         cpu: &opened.cpu,
         jobs: args.jobs.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from)),
-        seed: args.seed.unwrap_or_else(opened_at),
+        seed,
+        corpus: &cases,
     };
     let start = Instant::now();
     let prepared = prepare(&laboratory, &subjects)?;
-    let wanted = |it: &Mutant| args.only.as_ref().is_none_or(|only| it.id.contains(only));
+    let wrong = manifests::mutations(&opened.project)?;
+    let chosen = Chosen::new(&prepared, wrong, &args);
     if args.list {
-        return list(&prepared, &wanted, args.json);
+        return list(&chosen, args.json);
     }
-    let count = prepared.iter().flat_map(|it| &it.mutants).filter(|it| wanted(it)).count();
+    let count = chosen.manifests.len() + chosen.kernels.len();
     let bar = bar(count);
     let color = print::colored(&io::stderr());
     let on_trial = |trial: &Trial| {
@@ -88,25 +106,25 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
             if bar.is_hidden() { eprintln!("{line}") } else { bar.println(line) }
         }
     };
-    let trials = laboratory.judge_all(&prepared, &wanted, &on_trial)?;
+    let trials = chosen.manifests.into_iter().map(|it| it.judge().inspect(on_trial));
+    let mut trials = trials.collect::<io::Result<Vec<_>>>()?;
+    trials.extend(laboratory.judge_all(&chosen.kernels, &on_trial)?);
     bar.finish_and_clear();
     let score = Score::new(&trials);
+    let added = corpus.add(&trials, seed)?;
     if args.json {
         print::json(&to_json(&prepared, &trials, &score, laboratory.seed))?;
     } else {
-        print::out(&text(&prepared, &trials, &score, start.elapsed()))?;
+        print::out(&text(&prepared, &trials, &score, start.elapsed(), args.verbose))?;
+        if let (Some(path), 1..) = (corpus.path(), added) {
+            print::out(&format!("{added} cases added to {}\n", path.display()))?;
+        }
     }
     Ok(if score.perfect() { Outcome::Done } else { Outcome::StepFailed })
 }
 
 /// Where stderr is a log: one line for so many mutants.
 const PROGRESS_EVERY: u64 = 100;
-
-/// A seed that nobody chose.
-fn opened_at() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos() & u128::from(u32::MAX)).unwrap_or_default()
-}
 
 fn prepare(laboratory: &Laboratory<'_>, subjects: &[Subject]) -> Result<Vec<Prepared>, Error> {
     Ok(subjects.iter().map(|it| laboratory.prepare(it)).collect::<Result<_, _>>()?)
@@ -135,21 +153,45 @@ fn bar(count: usize) -> ProgressBar {
     bar
 }
 
-fn list(prepared: &[Prepared], wanted: &dyn Fn(&Mutant) -> bool, as_json: bool) -> Result<Outcome, Error> {
-    let all = prepared.iter().flat_map(|it| it.mutants.iter().map(move |mutant| (&it.subject.name, mutant)));
-    let all: Vec<_> = all.filter(|it| wanted(it.1)).collect();
+/// What is tried.
+struct Chosen<'a> {
+    manifests: Vec<Wrong>,
+    kernels: Vec<(&'a Prepared, &'a Mutant)>,
+}
+
+impl<'a> Chosen<'a> {
+    fn new(prepared: &'a [Prepared], wrong: Vec<Wrong>, args: &Args) -> Self {
+        let wanted = |it: &Mutant| args.only.as_ref().is_none_or(|only| it.id.contains(only));
+        let wrong: Vec<Wrong> = wrong.into_iter().filter(|it| wanted(&it.mutant)).collect();
+        let lists: Vec<Vec<&'a Mutant>> =
+            prepared.iter().map(|it| it.mutants.iter().filter(|it| wanted(it)).collect()).collect();
+        let mut chosen = {
+            let mut lists: Vec<Vec<&Mutant>> = lists.clone();
+            lists.push(wrong.iter().map(|it| &it.mutant).collect());
+            select::spread(&lists, args.per_kind)
+        };
+        let manifests = chosen.pop().unwrap_or_default();
+        let kernels = prepared.iter().zip(&lists).zip(chosen).flat_map(|((prepared, list), chosen)| {
+            let list = list.iter().zip(chosen).filter(|it| it.1).map(|it| *it.0);
+            list.map(move |mutant| (prepared, mutant)).collect::<Vec<_>>()
+        });
+        let kernels = kernels.collect();
+        let manifests = wrong.into_iter().zip(manifests).filter(|it| it.1).map(|it| it.0).collect();
+        Self { manifests, kernels }
+    }
+}
+
+fn list(chosen: &Chosen<'_>, as_json: bool) -> Result<Outcome, Error> {
+    let manifests = chosen.manifests.iter().map(|it| ("manifest", &it.mutant));
+    let all: Vec<_> = manifests.chain(chosen.kernels.iter().map(|it| (it.0.subject.name.as_str(), it.1))).collect();
     if as_json {
         let mutants: Vec<_> = all.iter().map(|(block, it)| json!({ "block": block, "mutant": it })).collect();
         print::json(&json!({ "version": 1, "mutants": mutants }))?;
     } else {
-        let row = |(block, it): &(&String, &Mutant)| vec![(*block).clone(), it.id.clone(), it.description.clone()];
+        let row = |(block, it): &(&str, &Mutant)| vec![(*block).to_owned(), it.id.clone(), it.description.clone()];
         print::out(&print::columns(&all.iter().map(row).collect::<Vec<_>>(), false))?;
     }
     Ok(Outcome::Done)
-}
-
-fn gate_name(gate: Gate) -> String {
-    serde_json::to_string(&gate).unwrap_or_default().replace('"', "")
 }
 
 fn to_json(prepared: &[Prepared], trials: &[Trial], score: &Score, seed: u64) -> serde_json::Value {
@@ -164,7 +206,7 @@ fn to_json(prepared: &[Prepared], trials: &[Trial], score: &Score, seed: u64) ->
     })
 }
 
-fn text(prepared: &[Prepared], trials: &[Trial], score: &Score, wall: Duration) -> String {
+fn text(prepared: &[Prepared], trials: &[Trial], score: &Score, wall: Duration, verbose: bool) -> String {
     let color = print::colored(&io::stdout());
     let mut text = String::new();
     for it in prepared.iter().filter(|it| it.subject.scaled) {
@@ -176,7 +218,11 @@ fn text(prepared: &[Prepared], trials: &[Trial], score: &Score, wall: Duration) 
     text += &format!("killed by: {}\n\n", killed.join(", "));
     text += &gates(score);
     for gate in score.redundant() {
-        text += &format!("{} is redundant here: others reject all that it rejects\n", gate_name(gate));
+        let why = match score.gates.get(&gate) {
+            Some(_) => "others reject all that it rejects",
+            None => "it rejected nothing",
+        };
+        text += &format!("{} is redundant here: {why}\n", gate.name());
     }
     let named = |word: &str, of: &dyn Fn(&Fate) -> Option<String>| -> String {
         let lines = trials.iter().filter_map(|it| {
@@ -187,6 +233,7 @@ fn text(prepared: &[Prepared], trials: &[Trial], score: &Score, wall: Duration) 
     };
     let equivalents = named("equivalent", &|fate| match fate {
         Fate::Equivalent { proof: Proof::IdenticalCode } => Some(" (identical code)".to_owned()),
+        Fate::Equivalent { proof: Proof::NeverExecuted } => Some(" (never executed)".to_owned()),
         Fate::Equivalent { proof: Proof::Reviewed(reason) } => Some(format!(" ({reason})")),
         _ => None,
     });
@@ -195,7 +242,8 @@ fn text(prepared: &[Prepared], trials: &[Trial], score: &Score, wall: Duration) 
         _ => None,
     });
     let survivors = named("SURVIVED", &|fate| (*fate == Fate::Survived).then(String::new));
-    for section in [equivalents, stillborn, survivors] {
+    let rejected: String = trials.iter().filter(|_| verbose).filter_map(rejection).collect();
+    for section in [rejected, equivalents, stillborn, survivors] {
         if !section.is_empty() {
             text += &format!("\n{section}");
         }
@@ -210,6 +258,21 @@ fn text(prepared: &[Prepared], trials: &[Trial], score: &Score, wall: Duration) 
         wall.as_secs_f64()
     );
     text
+}
+
+/// Who rejected a mutant, and why; then the largest error / bound at each stage.
+fn rejection(trial: &Trial) -> Option<String> {
+    let Fate::Killed { by, evidence, .. } = &trial.fate else { return None };
+    let Trial { block, mutant, stages, .. } = trial;
+    let gate = evidence.gate.map_or(by.name(), Gate::name);
+    let stage = evidence.stage.as_ref().map(|it| format!(", {it}")).unwrap_or_default();
+    let mut text =
+        format!("rejected {block} {} by {gate} ({}{stage}): {}\n", mutant.id, evidence.case, evidence.message);
+    if !stages.is_empty() {
+        let stages: Vec<_> = stages.iter().map(|(name, ratio)| format!("{name} {ratio:.3}")).collect();
+        text += &format!("    error / bound: {}\n", stages.join(", "));
+    }
+    Some(text)
 }
 
 fn families(score: &Score) -> String {
@@ -228,7 +291,10 @@ fn families(score: &Score) -> String {
 fn gates(score: &Score) -> String {
     let mut rows = vec![["gate", "rejected", "alone"].map(str::to_owned).to_vec()];
     rows.extend(
-        score.gates.iter().map(|(gate, it)| vec![gate_name(*gate), it.rejected.to_string(), it.alone.to_string()]),
+        score
+            .gates
+            .iter()
+            .map(|(gate, it)| vec![gate.name().to_owned(), it.rejected.to_string(), it.alone.to_string()]),
     );
     print::columns(&rows, true)
 }

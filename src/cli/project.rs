@@ -50,7 +50,7 @@ impl Opened {
         let (blocks, origins) = select(&project, selection)?;
         let (store, found) = Store::open(&project.root)?;
         notices(&found);
-        let (cpu, rules) = (CpuFacts::detect(), Rules::default());
+        let (cpu, rules) = (CpuFacts::detect(), Rules { corpus: project.cases.clone(), ..Rules::default() });
         let graph = graph::plan_build(&blocks, &cpu, &rules);
         Ok(Self { project, store, cpu, rules, blocks, origins, graph })
     }
@@ -75,6 +75,25 @@ impl Opened {
     pub fn step(&self, subject: usize, kind: StepKind) -> Option<&Step> {
         self.graph.steps().iter().find(|it| it.subject == Some(subject) && it.kind == kind)
     }
+}
+
+/// The one block and target that `name` means, of a project whose store is left alone.
+pub fn block_target_of(project: &Project, name: &str) -> Result<(BlockTarget, BTreeMap<String, Origin>), Error> {
+    let (mut blocks, mut origins) =
+        select(project, &Selection { blocks: vec![name.to_owned()], ..Selection::default() })?;
+    only(&blocks, name)?;
+    // As many origins as blocks, and one of them.
+    blocks.pop().zip(origins.pop()).ok_or_else(|| unknown(project, name))
+}
+
+/// Refuses a name that means several blocks.
+pub fn only(blocks: &[BlockTarget], name: &str) -> Result<(), Error> {
+    if blocks.len() <= 1 {
+        return Ok(());
+    }
+    let names: Vec<_> = blocks.iter().map(|it| format!("`{}@{}`", it.name, it.target)).collect();
+    let error = Error::input(format!("`{name}` means {} blocks: {}", names.len(), names.join(", ")));
+    Err(error.with_hint("name one of them"))
 }
 
 /// Tells what the store had to put right.

@@ -1,10 +1,10 @@
-//! `kforge run BLOCK@TARGET`: the built kernel on given tensors.
+//! `kforge run BLOCK@TARGET`: the built and verified kernel on given tensors.
 
 use super::{
     build::{self, Wanted},
     error::{Error, Outcome},
     print,
-    project::{Opened, Selection},
+    project::{self, Opened, Selection},
     worker::Asker,
 };
 use crate::{
@@ -43,26 +43,22 @@ pub struct Args {
 pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
     let selection = Selection { blocks: vec![args.block.clone()], ..Selection::default() };
     let opened = Opened::open(directory, &selection)?;
-    if opened.blocks.len() > 1 {
-        let names: Vec<_> = opened.blocks.iter().map(|it| format!("`{}@{}`", it.name, it.target)).collect();
-        let error = Error::input(format!("`{}` means {} blocks: {}", args.block, names.len(), names.join(", ")));
-        return Err(error.with_hint("name one of them"));
-    }
-    let compile = opened.step(0, StepKind::Compile).ok_or_else(|| Error::input("the block has no kernel"))?;
-    let outputs = match build::bring_up_to_date(&opened, compile.id)? {
+    project::only(&opened.blocks, &args.block)?;
+    let verify = opened.step(0, StepKind::Verify).ok_or_else(|| Error::input("the block has no kernel"))?;
+    let outputs = match build::bring_up_to_date(&opened, verify.id)? {
         Wanted::Built(outputs) => outputs,
         Wanted::Not(outcome) => return Ok(outcome),
     };
     let asker = Asker::new(opened.store.dir())?;
-    let mut inputs: BTreeMap<_, _> =
-        outputs.into_iter().filter(|it| [blob::OBJECT, blob::KERNEL].contains(&it.0.as_str())).collect();
+    let read = [blob::OBJECT, blob::KERNEL, blob::PLAN, blob::AUDIT];
+    let mut inputs: BTreeMap<_, _> = outputs.into_iter().filter(|it| read.contains(&it.0.as_str())).collect();
     if let Some(path) = &args.input {
         let bytes =
             fs::read(path).map_err(|error| Error::input(format!("cannot read `{}`: {error}", path.display())))?;
         inputs.insert(blob::TENSORS.to_owned(), asker.cas.put(&bytes)?);
     }
     let block = opened.blocks[0].spec.clone();
-    let action = ActionKind::Run { block, threads: compile.threads, seed: args.seed, stages: args.stages };
+    let action = ActionKind::Run { block, threads: verify.threads, seed: args.seed, stages: args.stages };
     let bytes = asker.with(|asked| {
         let outputs = asked.action(action, inputs, StepKind::Benchmark)?;
         asked.bytes(&outputs, blob::TENSORS)

@@ -11,7 +11,7 @@ use crate::{
     protocol::{ActionKind, Failure, FailureKind},
     store::cas::Cas,
 };
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::SystemTime};
 
 /// One worker on one store.
 pub struct Asker {
@@ -82,4 +82,10 @@ impl Asked<'_> {
     pub fn text(&self, outputs: &Outputs, name: &str) -> Result<String, Error> {
         Ok(String::from_utf8_lossy(&self.bytes(outputs, name)?).into_owned())
     }
+}
+
+/// A seed that nobody chose.
+pub fn any_seed() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos() & u128::from(u32::MAX)).unwrap_or_default()
 }

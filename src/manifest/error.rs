@@ -38,6 +38,10 @@ pub enum ProblemKind {
     BadPattern { pattern: String, reason: String },
     #[error("`{path}` is outside the project")]
     OutsideProject { path: String, resolved: Option<String> },
+    #[error("this is no regression corpus: {message}")]
+    NoCorpus { message: String },
+    #[error("this corpus has version {version}: it comes from a newer kforge")]
+    CorpusVersion { version: u32 },
     #[error("`kernelforge.toml` has no `[project]` table")]
     NoProjectTable,
     #[error("the project declares no block")]
@@ -98,6 +102,8 @@ impl ProblemKind {
             K::NothingMatches { .. } => "manifest::nothing-matches",
             K::BadPattern { .. } => "manifest::bad-pattern",
             K::OutsideProject { .. } => "manifest::outside-project",
+            K::NoCorpus { .. } => "manifest::no-corpus",
+            K::CorpusVersion { .. } => "manifest::corpus-version",
             K::NoProjectTable => "manifest::no-project-table",
             K::NoBlocks => "manifest::no-blocks",
             K::UnknownKey { .. } => "manifest::unknown-key",
@@ -163,6 +169,12 @@ impl ProblemKind {
                 format!("it is a link to {resolved}; copy what it needs into the project")
             }
             K::OutsideProject { .. } => "use a path relative to the project, without `..`".to_owned(),
+            K::NoCorpus { .. } => {
+                "`kforge mutate` writes it; a file that it did not write belongs elsewhere".to_owned()
+            }
+            K::CorpusVersion { .. } => {
+                "update kforge, or remove the file and let `kforge mutate` write it anew".to_owned()
+            }
             K::NoProjectTable => "add a `[project]` table with a `name`".to_owned(),
             K::NoBlocks => {
                 "add a `[block.NAME]` here, or name the files that have some: workloads = [\"workloads/*.toml\"]"
@@ -214,12 +226,12 @@ fn mebibytes(bytes: u64) -> String {
     format!("{:.1}", bytes as f64 / f64::from(1 << 20))
 }
 
-fn list<S: AsRef<str>>(names: &[S]) -> String {
+pub(crate) fn list<S: AsRef<str>>(names: &[S]) -> String {
     names.iter().map(|it| format!("`{}`", it.as_ref())).collect::<Vec<_>>().join(", ")
 }
 
 /// The nearest known name if it is near, and in any case all of them.
-fn suggest(name: &str, known: &[&str], title: &str) -> String {
+pub(crate) fn suggest(name: &str, known: &[&str], title: &str) -> String {
     let all = format!("{title}: {}", list(known));
     match nearest(name, known) {
         Some(nearest) => format!("did you mean `{nearest}`? {all}"),
@@ -235,8 +247,8 @@ fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     (distance(&best) <= 1 + best.len() / 4).then_some(best)
 }
 
-/// Text of a manifest as it may be shown: no control characters (a terminal would obey them), not endless.
-pub(super) fn shown(text: &str) -> String {
+/// Text of somebody's file as it may be shown: no control characters (a terminal would obey them), not endless.
+pub(crate) fn shown(text: &str) -> String {
     let short: String = text
         .chars()
         .take(60)
@@ -276,7 +288,7 @@ impl SourceFile {
     }
 
     /// The source around a place, unless a line there is too long to show.
-    fn around(&self, span: &Range<usize>) -> Option<&NamedSource<String>> {
+    pub fn around(&self, span: &Range<usize>) -> Option<&NamedSource<String>> {
         let line_of = |offset: usize| self.lines().partition_point(|it| *it <= offset);
         let (first, last) = (line_of(span.start).saturating_sub(2), line_of(span.end) + 1);
         let ends = self.lines().iter().copied().chain([self.text.len()]).take(last + 1).skip(first);

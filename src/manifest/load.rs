@@ -32,6 +32,19 @@ pub fn load(root: &Path) -> Result<Project, ProjectErrors> {
         }
         files.push(path);
     }
+    if let Some(pattern) = resolver.corpus() {
+        let (path, at) = (PathBuf::from(&pattern.text), At::new(&file, pattern.span));
+        if path.components().any(|it| !matches!(it, Component::Normal(_) | Component::CurDir)) {
+            problems.push(Problem::new(
+                ProblemKind::OutsideProject { path: shown(&pattern.text), resolved: None },
+                Some(at),
+            ));
+        } else {
+            let exists = fs::symlink_metadata(root.join(&path)).is_ok();
+            let corpus = exists.then(|| checked(read(&root, &path), Some(at), &mut problems)).flatten();
+            resolver.corpus_file(path, corpus.as_ref(), &mut problems);
+        }
+    }
     resolver.finish(root, files, &file, problems)
 }
 

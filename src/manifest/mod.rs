@@ -8,6 +8,7 @@
 //! project with any problem is not returned at all.
 
 mod block;
+mod corpus;
 pub mod error;
 mod load;
 mod resolve;
@@ -23,6 +24,7 @@ pub use error::{ProjectErrors, render};
 pub use load::load;
 pub use schema::schema;
 
+use crate::protocol::corpus::Case;
 use serde::{Deserialize, Serialize};
 use spec::{BlockSpec, Origin, Pass};
 use std::{collections::BTreeMap, path::PathBuf};
@@ -47,6 +49,10 @@ pub struct Project {
     pub default_targets: Vec<String>,
     pub pipelines: BTreeMap<String, Vec<Pass>>,
     pub tunings: BTreeMap<String, Tuning>,
+    /// The regression corpus, relative to `root`; the file need not exist.
+    pub corpus: Option<PathBuf>,
+    /// What it has.
+    pub cases: Vec<Case>,
     /// In the order of the files and of the declarations in them; the instances of a list in the list's order.
     pub blocks: Vec<BlockInstance>,
 }

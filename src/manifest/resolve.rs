@@ -3,12 +3,14 @@
 use super::{
     Backend, BlockInstance, DEFAULT, DEFAULT_TARGET, Project, ProjectErrors, Strategy, Target, Tuning,
     block::Declared,
+    corpus,
     error::{At, Problem, ProblemKind, SourceFile, shown},
     schema::Place,
     spec::Pass,
     syntax::parse,
     table::{self, Fields},
 };
+use crate::protocol::corpus::Case;
 use std::{
     collections::{BTreeMap, HashMap},
     ops::Range,
@@ -35,6 +37,8 @@ pub struct Resolver {
     tunings: BTreeMap<String, Tuning>,
     project: Fields,
     blocks: Vec<Declared>,
+    corpus: Option<PathBuf>,
+    cases: Vec<Case>,
     /// The project file is not TOML: nothing is known about what it declares.
     unclear: bool,
 }
@@ -87,6 +91,21 @@ impl Resolver {
         self.project.texts("workloads").map(|(text, span)| Pattern { text: text.to_owned(), span }).collect()
     }
 
+    /// The file that `[project] corpus` names, and where it does.
+    pub fn corpus(&self) -> Option<Pattern> {
+        self.project.texts("corpus").next().map(|(text, span)| Pattern { text: text.to_owned(), span })
+    }
+
+    /// Takes in the corpus; a file that does not exist is none.
+    pub fn corpus_file(&mut self, path: PathBuf, file: Option<&Arc<SourceFile>>, problems: &mut Vec<Problem>) {
+        self.corpus = Some(path);
+        match file.map(corpus::read) {
+            Some(Ok(cases)) => self.cases = cases,
+            Some(Err(problem)) => problems.push(problem),
+            None => {}
+        }
+    }
+
     pub fn workload_file(&mut self, file: &Arc<SourceFile>, problems: &mut Vec<Problem>) {
         let Some(document) = parse(file, problems) else { return };
         for (key, value) in document.get_ref() {
@@ -134,8 +153,8 @@ impl Resolver {
         if !problems.is_empty() {
             return Err(ProjectErrors::new(problems));
         }
-        let Self { name, targets, pipelines, tunings, .. } = self;
-        Ok(Project { root, name, files, targets, default_targets, pipelines, tunings, blocks })
+        let Self { name, targets, pipelines, tunings, corpus, cases, .. } = self;
+        Ok(Project { root, name, files, targets, default_targets, pipelines, tunings, corpus, cases, blocks })
     }
 
     fn add_defaults(&mut self) {

@@ -90,6 +90,8 @@ pub enum Accepts {
     Passes,
     /// A list of file patterns, possibly none.
     Patterns,
+    /// A file of the project.
+    File,
 }
 
 impl Accepts {
@@ -140,6 +142,7 @@ impl Accepts {
             Self::References => json!({ "type": "array", "items": { "type": "string" }, "minItems": 1 }),
             Self::Passes => json!({ "type": "array", "items": { "enum": PASSES } }),
             Self::Patterns => json!({ "type": "array", "items": { "type": "string" } }),
+            Self::File => json!({ "type": "string" }),
         }
     }
 }
@@ -190,6 +193,14 @@ const PROJECT: &[(bool, Key)] = &[
             name: "targets",
             accepts: Accepts::References,
             doc: "What a block that names no targets is built for. Default: `[\"cpu\"]`.",
+        },
+    ),
+    (
+        false,
+        Key {
+            name: "corpus",
+            accepts: Accepts::File,
+            doc: "The regression corpus, relative to the project: inputs that verification replays first. `kforge mutate` adds to it. Default: none.",
         },
     ),
 ];

@@ -232,7 +232,9 @@ impl Reader<'_> {
                 }
                 Item::Text(it.to_string())
             }
-            (Accepts::References | Accepts::Patterns, DeValue::String(it)) => Item::Text(it.to_string()),
+            (Accepts::References | Accepts::Patterns | Accepts::File, DeValue::String(it)) => {
+                Item::Text(it.to_string())
+            }
             _ => {
                 self.wrong_type(expected, value);
                 return None;

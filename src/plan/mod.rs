@@ -1,13 +1,16 @@
 //! Plans are data: what a block computes once the passes have run ([`stage`]), how each stage is to be generated
-//! ([`schedule`]), which schedules are legal ([`constraint`]), and how the compiled kernel is called ([`kernel`]).
+//! ([`schedule`]), which schedules are legal ([`constraint`]), and how the compiled kernel is called ([`kernel`]). A plan file
+//! that somebody hands over is read by [`read`].
 //! Nothing here does IO or starts anything; both processes read it.
 
 pub mod constraint;
 pub mod kernel;
+pub mod read;
 pub mod schedule;
 pub mod stage;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// The version of `plan.json`. A file with a larger one comes from a newer kforge and is refused.
@@ -33,4 +36,54 @@ pub struct Provenance {
     pub strategy: String,
     /// Trials measured to find it; 0 for the analytic heuristic.
     pub trials: u32,
+}
+
+/// A stage's operation or its schedule for people, in one line: the kind, then every field as `name=value`, what is not there left
+/// out: `mlp down.kc=1024 row-block=128`.
+pub fn one_line(value: &impl Serialize) -> String {
+    let mut words = Vec::new();
+    // Plain data: it is JSON in every plan and kernel file.
+    let value = serde_json::to_value(value).unwrap_or_default();
+    let kind = |tag: &str| value.get(tag).and_then(Value::as_str).map(str::to_owned);
+    words.extend(TAGS.into_iter().find_map(kind));
+    flatten("", &value, &mut words);
+    words.join(" ")
+}
+
+/// What the kinds are called in JSON: of an operation, of a schedule.
+const TAGS: [&str; 2] = ["op", "kernel"];
+
+fn flatten(prefix: &str, value: &Value, words: &mut Vec<String>) {
+    for (name, value) in value.as_object().into_iter().flatten() {
+        match value {
+            Value::Object(_) => flatten(&format!("{prefix}{name}."), value, words),
+            Value::Null => {}
+            Value::String(_) if prefix.is_empty() && TAGS.contains(&name.as_str()) => {}
+            Value::String(text) => words.push(format!("{prefix}{name}={text}")),
+            other => words.push(format!("{prefix}{name}={other}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{schedule::Schedule, stage::StageOp, *};
+    use crate::manifest::spec::Activation;
+
+    #[test]
+    fn shape_and_knobs_are_one_line() {
+        let op = StageOp::Matmul { m: 2, n: 3, k: 4, bias: true, activation: None, residual: false };
+        assert_eq!(one_line(&op), "matmul bias=true k=4 m=2 n=3 residual=false");
+        let mlp = StageOp::Mlp {
+            rows: 1,
+            d_model: 8,
+            d_ff: 16,
+            activation: Activation::Silu,
+            gated: true,
+            bias: false,
+            residual: false,
+        };
+        let text = one_line(&Schedule::plain(&mlp, 8));
+        assert!(text.starts_with("mlp ") && text.contains(" up.mr=1 ") && text.contains("down.pack-b=never"), "{text}");
+    }
 }

@@ -1,6 +1,6 @@
 //! Mutants: kernels that are wrong on purpose, and what the verifier made of them.
 
-use super::Gate;
+use super::{Gate, corpus::Witness};
 use serde::{Deserialize, Serialize};
 
 /// Where the mistake is made.
@@ -40,6 +40,8 @@ pub struct Mutant {
     /// `ir/attn.core/scale-missing`.
     pub id: String,
     pub family: Family,
+    /// Mutants of one kind are the same mistake in the same kind of code: `code/attention/fma-restarts`.
+    pub kind: String,
     pub stage: Option<String>,
     /// What is wrong, in words.
     pub description: String,
@@ -91,7 +93,10 @@ pub struct Evidence {
 pub enum Proof {
     /// The code generated for it is the original's, byte for byte: the MLIR, or else the machine code.
     IdenticalCode,
-    /// A line of the reviewed list says why.
+    /// The code that is changed is never reached, whatever units a call is asked for, and which code is reached depends on
+    /// nothing else: a probe in its place was not hit.
+    NeverExecuted,
+    /// A line of the reviewed list says why, and what the mutant returned was the original's, bit for bit.
     Reviewed(String),
 }
 
@@ -122,4 +127,6 @@ pub struct Judged {
     pub fate: Fate,
     /// Largest error / bound at each stage over the gates that have a bound.
     pub stages: Vec<(String, f64)>,
+    /// The replayable cases that rejected it, if nothing else did.
+    pub witnesses: Vec<Witness>,
 }

@@ -66,6 +66,13 @@ pub fn materialise(cas: &Cas, folder: &Path, files: &[(&str, Digest)]) -> Result
     Ok(changed)
 }
 
+/// The blob that the file `name` in `folder` was copied from, whatever somebody made of the file since.
+pub fn copied_from(folder: &Path, name: &str) -> Option<Digest> {
+    let stamp = fs::read_to_string(folder.join(STAMP)).ok()?;
+    let line = stamp.lines().find(|it| it.splitn(4, ' ').nth(3) == Some(name))?;
+    line.split(' ').next()?.parse().ok()
+}
+
 /// `digest size mtime name`; the name last, because it may contain spaces.
 fn line(name: &str, digest: &Digest, state: &(u64, i128)) -> String {
     format!("{digest} {} {} {name}", state.0, state.1)

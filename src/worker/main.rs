@@ -3,6 +3,7 @@
 //! It imports only the ground (`kernelforge::{manifest::spec, plan, protocol, store, host, digest}`), never the build tool.
 //! A person seldom starts it; `kforge` does, and talks to it over pipes ([`serve`]).
 
+mod audit;
 mod codegen;
 mod device;
 mod ir;

@@ -41,7 +41,7 @@ pub fn run(request: Request<'_>) -> Result<Vec<u8>, Failure> {
     let loaded = LoadedKernel::load(request.object, request.kernel)?;
     // Fails early where the system cannot start the threads.
     Threads::new(request.threads)?;
-    let mut kernel = Compiled::new(&loaded, request.threads)?;
+    let mut kernel = Compiled::new(&loaded, request.threads, None)?;
     inputs::fill(&mut kernel, inputs::rope_theta(request.block), request.seed);
     if let Some(bytes) = request.tensors {
         given(&mut kernel, bytes)?;

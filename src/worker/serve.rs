@@ -3,15 +3,15 @@
 //! What is not here: the wall clock (the tool kills a worker that is late) and any state between actions (an action reads
 //! its inputs from the store and leaves its outputs there, so a replaced worker has lost nothing).
 
-use crate::{codegen, ir, limits, measure, mutate, run as run_kernel, verify};
+use crate::{audit, codegen, ir, limits, measure, mutate, run as run_kernel, verify};
 use kernelforge::{
     digest::Digest,
     host::CpuFacts,
     manifest::spec::{BlockSpec, Pass},
     plan::{Plan, kernel::Kernel, stage::StageGraph},
     protocol::{
-        Action, ActionKind, Done, Failure, FailureKind, Fault, GateStatus, Hello, Outcome, PROTOCOL_VERSION, Verdict,
-        blob, recipe,
+        Action, ActionKind, Done, Failure, FailureKind, Fault, Hello, Outcome, PROTOCOL_VERSION, audit::Audit, blob,
+        recipe,
     },
     store::cas::Cas,
 };
@@ -180,43 +180,47 @@ fn dispatch(action: &Action, cas: &Cas, allow_faults: bool) -> Result<Blobs, Rej
             Ok(one(blob::TEXT, ir::text(name, block, passes, origins, *view)?.into_bytes()))
         }
         ActionKind::Compile { cpu } => {
+            audit::here(cpu)?;
             let (stages, plan) = (inputs.parse::<StageGraph>(blob::STAGES)?, inputs.parse::<Plan>(blob::PLAN)?);
-            let compiled = codegen::cpu::compile(&stages, &plan, cpu)?;
+            let compiled = match inputs.optional(blob::LOWERED)? {
+                None => codegen::cpu::compile(&stages, &plan, cpu)?,
+                Some(text) => codegen::cpu::compile_given(&stages, &plan, cpu, text)?,
+            };
             Ok(Blobs::from([
                 (blob::OBJECT, compiled.object),
                 (blob::KERNEL, json(&compiled.kernel)?),
                 (blob::LOWERED, compiled.lowered.into_bytes()),
             ]))
         }
-        ActionKind::Verify { block, cpu, threads, seed } => {
+        ActionKind::Verify { block, cpu, threads, seed, corpus } => {
+            audit::here(cpu)?;
             let (kernel, plan) = (inputs.parse::<Kernel>(blob::KERNEL)?, inputs.parse::<Plan>(blob::PLAN)?);
             let object = inputs.bytes(blob::OBJECT)?;
-            let verdict = verify::verify(&verify::Request {
-                object: &object,
-                kernel: &kernel,
-                plan: &plan,
-                block,
-                cpu,
-                threads: *threads,
-                seed: *seed,
-            })?;
-            let blobs = one(blob::VERDICT, json(&verdict)?);
-            match rejection(&verdict) {
-                None => Ok(blobs),
-                Some(failure) => Err(Rejected { failure, blobs }),
-            }
+            let (asked, kernel, plan, threads, seed) = (*seed, &kernel, &plan, *threads, drawn(&object, *seed));
+            let object = &object;
+            let request = verify::Request { object, kernel, plan, block, cpu, threads, seed, corpus, generated: true };
+            let (object, plan) = (inputs.digest(blob::OBJECT)?, inputs.digest(blob::PLAN)?);
+            let (audit, failure) = audit::verify(&request, object, plan)?;
+            // What was asked for is what makes the verification repeatable; the verdict has what was drawn from it.
+            let audit = Audit { seed: Some(asked), ..audit };
+            judged(one(blob::AUDIT, json(&audit)?), failure)
         }
         ActionKind::Benchmark { cpu, threads, time_ms } => {
+            audit::here(cpu)?;
             let (object, kernel) = (inputs.bytes(blob::OBJECT)?, inputs.parse(blob::KERNEL)?);
-            Ok(one(blob::BENCHMARK, json(&measure::benchmark::benchmark(&object, &kernel, cpu, *threads, *time_ms)?)?))
+            inputs.require_audit()?;
+            let benchmark = measure::benchmark::benchmark(&object, &kernel, cpu, *threads, *time_ms)?;
+            judged(one(blob::BENCHMARK, json(&benchmark)?), audit::rejection(&benchmark.checks))
         }
         ActionKind::BenchMatmul { cpu, threads, time_ms } => {
+            audit::here(cpu)?;
             let (object, kernel) = (inputs.bytes(blob::OBJECT)?, inputs.parse(blob::KERNEL)?);
             let benchmark = measure::matmul::bench_matmul(&object, &kernel, cpu, *threads, *time_ms)?;
             Ok(one(blob::BENCHMARK, json(&benchmark)?))
         }
         ActionKind::Run { block, threads, seed, stages } => {
             let (object, kernel) = (inputs.bytes(blob::OBJECT)?, inputs.parse(blob::KERNEL)?);
+            inputs.require_audit()?;
             let tensors = inputs.optional(blob::TENSORS)?;
             let (tensors, threads, seed, stages) = (tensors.as_deref(), *threads, *seed, *stages);
             let request = run_kernel::Request { object: &object, kernel, block, threads, seed, tensors, stages };
@@ -226,9 +230,10 @@ fn dispatch(action: &Action, cas: &Cas, allow_faults: bool) -> Result<Blobs, Rej
             let mutants = inputs.with_built((block, passes, cpu), |built| Ok(mutate::list(&built)))?;
             Ok(one(blob::MUTANTS, json(&mutants)?))
         }
-        ActionKind::Mutant { block, passes, cpu, threads, seed, mutant } => {
+        ActionKind::Mutant { block, passes, cpu, threads, seed, corpus, mutant } => {
+            audit::here(cpu)?;
             let object = inputs.bytes(blob::OBJECT)?;
-            let trial = mutate::Trial { object: &object, threads: *threads, seed: *seed };
+            let trial = mutate::Trial { object: &object, threads: *threads, seed: *seed, corpus };
             let judge = |built: mutate::Built<'_>| mutate::judge(&built, trial, mutant);
             Ok(one(blob::JUDGED, json(&inputs.with_built((block, passes, cpu), judge)?)?))
         }
@@ -250,28 +255,20 @@ fn json(value: &impl Serialize) -> Result<Vec<u8>, Failure> {
     bytes.map_err(|error| Failure::new(FailureKind::Internal, format!("an output is no JSON: {error}")))
 }
 
-/// The failure that a verdict stands for, named after its first gate that did not pass.
-fn rejection(verdict: &Verdict) -> Option<Failure> {
-    if verdict.accepted {
-        return None;
+/// The seed of a verification: it follows from the compiled code, so that nobody who proposed the code could know it, and from
+/// what the caller asked for.
+fn drawn(object: &[u8], seed: u64) -> u64 {
+    let digest = Digest::of(&[object, &seed.to_le_bytes()].concat());
+    // 48 bits: a number that JSON and TOML can hold.
+    digest.as_bytes().iter().take(6).fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+}
+
+/// The blobs, with the failure if there is one.
+fn judged(blobs: Blobs, failure: Option<Failure>) -> Result<Blobs, Rejected> {
+    match failure {
+        None => Ok(blobs),
+        Some(failure) => Err(Rejected { failure, blobs }),
     }
-    let failed: Vec<_> = verdict.gates.iter().filter(|it| it.status != GateStatus::Passed).collect();
-    let failure = match failed.first() {
-        None => Failure::new(FailureKind::NumericMismatch, "the kernel was not accepted, though no gate failed"),
-        Some(gate) => {
-            let name = serde_json::to_string(&gate.gate).unwrap_or_default().replace('"', "");
-            let at = gate.stage.as_ref().map(|it| format!(" at stage `{it}`")).unwrap_or_default();
-            let message = format!("gate {name} ({}) did not pass{at}: {}", gate.case, gate.message);
-            let failure = Failure::new(FailureKind::NumericMismatch, message);
-            let failure =
-                failure.with_detail(format!("{} of {} checks did not pass", failed.len(), verdict.gates.len()));
-            match &gate.stage {
-                None => failure,
-                Some(stage) => failure.at_stage(stage),
-            }
-        }
-    };
-    Some(failure)
 }
 
 /// The action's inputs, read from the store when asked for.
@@ -285,9 +282,13 @@ impl Inputs<'_> {
         self.action.inputs.get(name).map(|digest| self.read(name, digest)).transpose()
     }
 
+    fn digest(&self, name: &str) -> Result<Digest, Failure> {
+        let digest = self.action.inputs.get(name).copied();
+        digest.ok_or_else(|| Failure::new(FailureKind::Internal, format!("the action names no input `{name}`")))
+    }
+
     fn bytes(&self, name: &str) -> Result<Vec<u8>, Failure> {
-        let bytes = self.optional(name)?;
-        bytes.ok_or_else(|| Failure::new(FailureKind::Internal, format!("the action names no input `{name}`")))
+        self.read(name, &self.digest(name)?)
     }
 
     fn parse<T: DeserializeOwned>(&self, name: &str) -> Result<T, Failure> {
@@ -295,6 +296,17 @@ impl Inputs<'_> {
         serde_json::from_slice(&bytes).map_err(|error| {
             Failure::new(FailureKind::Internal, format!("input `{name}` is not what its name says: {error}"))
         })
+    }
+
+    /// Refuses the action unless its audit covers its kernel.
+    fn require_audit(&self) -> Result<(), Failure> {
+        let refuse =
+            |what: &str| Failure::new(FailureKind::NotVerified, format!("the kernel comes without its {what}"));
+        let plan = self.action.inputs.get(blob::PLAN).ok_or_else(|| refuse("plan"))?;
+        if !self.action.inputs.contains_key(blob::AUDIT) {
+            return Err(refuse("audit"));
+        }
+        audit::require(&self.parse::<Audit>(blob::AUDIT)?, &self.digest(blob::OBJECT)?, plan)
     }
 
     /// Calls `act` with the files of a built block.
@@ -345,7 +357,15 @@ fn commit(fault: Fault) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kernelforge::protocol::{Gate, GateResult, Limits};
+    use kernelforge::{
+        manifest::spec::Dtype,
+        plan::{PLAN_VERSION, Provenance},
+        protocol::{
+            Limits,
+            audit::{Rejection, Ruling},
+            mutation::KilledBy,
+        },
+    };
 
     fn action(kind: ActionKind) -> Action {
         let limits = Limits { wall_ms: 1000, memory_bytes: 1 << 30 };
@@ -382,23 +402,112 @@ mod tests {
         assert!(failure.message.starts_with("input `object`: "), "{}", failure.message);
     }
 
-    #[test]
-    fn a_rejected_verdict_is_a_failure_that_names_the_gate_and_the_stage() {
-        let gate = GateResult {
-            gate: Gate::V2Bound,
-            stage: Some("attn.q".to_owned()),
-            case: "normal".to_owned(),
-            status: GateStatus::Failed,
-            checked: 4,
-            worst_ratio: Some(3.0),
-            mismatch: None,
-            message: "3.0 times the bound".to_owned(),
+    /// An action on blobs that say what `inputs` says.
+    fn execute_on(kind: ActionKind, inputs: &[(&str, &[u8])]) -> Failure {
+        let folder = tempfile::tempdir().unwrap();
+        let cas = Cas::open(folder.path()).unwrap();
+        let mut action = action(kind);
+        action.inputs = inputs.iter().map(|(name, bytes)| ((*name).to_owned(), cas.put(bytes).unwrap())).collect();
+        execute(&action, &cas, false).result.unwrap_err()
+    }
+
+    /// A matmul's kernel, its plan, and the audit that verifying it writes.
+    fn verified() -> (Vec<u8>, Vec<u8>, Vec<u8>, Audit) {
+        let block = BlockSpec::Matmul { m: 2, n: 4, k: 3, bias: false, activation: None, dtype: Dtype::F32 };
+        let stages = ir::build("plain", &block, &[], &BTreeMap::new()).unwrap().stages;
+        let provenance = Provenance { strategy: "test".to_owned(), trials: 0 };
+        let (name, target) = ("plain".to_owned(), "cpu".to_owned());
+        let plan = Plan { version: PLAN_VERSION, block: name, target, provenance, stages: BTreeMap::new() };
+        let cpu = CpuFacts::detect();
+        let compiled = codegen::cpu::compile(&stages, &plan, &cpu).unwrap();
+        let (object, kernel) = (&compiled.object, &compiled.kernel);
+        let request = verify::Request {
+            object,
+            kernel,
+            plan: &plan,
+            block: &block,
+            cpu: &cpu,
+            threads: 1,
+            seed: 1,
+            corpus: &[],
+            generated: true,
         };
-        let mut verdict = Verdict { version: 1, accepted: false, seed: 0, gates: vec![gate] };
-        let failure = rejection(&verdict).unwrap();
-        assert_eq!(failure.stage.as_deref(), Some("attn.q"));
-        assert_eq!(failure.message, "gate v2-bound (normal) did not pass at stage `attn.q`: 3.0 times the bound");
-        verdict.accepted = true;
-        assert_eq!(rejection(&verdict), None);
+        let plan = json(&plan).unwrap();
+        let (audit, failure) = audit::verify(&request, Digest::of(object), Digest::of(&plan)).unwrap();
+        assert_eq!((failure, audit.accepted()), (None, true));
+        let kernel = json(&compiled.kernel).unwrap();
+        (compiled.object, kernel, plan, audit)
+    }
+
+    fn uses() -> [ActionKind; 2] {
+        let block = BlockSpec::Matmul { m: 2, n: 4, k: 3, bias: false, activation: None, dtype: Dtype::F32 };
+        [
+            ActionKind::Benchmark { cpu: CpuFacts::detect(), threads: 1, time_ms: 1 },
+            ActionKind::Run { block, threads: 1, seed: 1, stages: false },
+        ]
+    }
+
+    #[test]
+    fn a_kernel_whose_audit_does_not_cover_it_is_neither_measured_nor_run() {
+        let (object, kernel, plan, audit) = verified();
+        let refused = |audit: Option<&Audit>, kind: ActionKind| {
+            let audit = audit.map(|it| json(it).unwrap());
+            let mut inputs: Vec<(&str, &[u8])> =
+                vec![(blob::OBJECT, &object), (blob::KERNEL, &kernel), (blob::PLAN, &plan)];
+            inputs.extend(audit.iter().map(|it| (blob::AUDIT, it.as_slice())));
+            execute_on(kind, &inputs)
+        };
+        for kind in uses() {
+            let it = refused(None, kind.clone());
+            assert_eq!(
+                (it.kind, it.message.as_str()),
+                (FailureKind::NotVerified, "the kernel comes without its audit")
+            );
+            let other = Audit { object: Some(Digest::of(b"another")), ..audit.clone() };
+            let it = refused(Some(&other), kind.clone());
+            assert_eq!(it.kind, FailureKind::NotVerified);
+            assert!(it.message.starts_with("the audit is of object "), "{}", it.message);
+            let rejection = Rejection { kind: KilledBy::Memory, gate: None, stage: None, message: "why".to_owned() };
+            let rejected = Audit { ruling: Ruling::Rejected(rejection), ..audit.clone() };
+            let it = refused(Some(&rejected), kind.clone());
+            assert_eq!(
+                (it.kind, it.message.as_str()),
+                (FailureKind::NotVerified, "the kernel was rejected: Memory: why")
+            );
+            let mut elsewhere = audit.clone();
+            elsewhere.device.fingerprint = Digest::of(b"another machine");
+            assert_eq!(refused(Some(&elsewhere), kind).kind, FailureKind::DeviceUnavailable);
+        }
+    }
+
+    #[test]
+    fn an_action_for_another_cpu_is_refused() {
+        let cpu = CpuFacts { l2: CpuFacts::detect().l2 + 1, ..CpuFacts::detect() };
+        let block = BlockSpec::Matmul { m: 2, n: 4, k: 3, bias: false, activation: None, dtype: Dtype::F32 };
+        for kind in [
+            ActionKind::Compile { cpu: cpu.clone() },
+            ActionKind::Verify { block, cpu: cpu.clone(), threads: 1, seed: 1, corpus: vec![] },
+            ActionKind::Benchmark { cpu: cpu.clone(), threads: 1, time_ms: 1 },
+            ActionKind::BenchMatmul { cpu, threads: 1, time_ms: 1 },
+        ] {
+            let failure = execute_on(kind, &[]);
+            assert_eq!(failure.kind, FailureKind::DeviceUnavailable, "{failure:?}");
+            assert!(failure.message.starts_with("the action is for device "), "{}", failure.message);
+        }
+    }
+
+    #[test]
+    fn an_object_that_cannot_be_loaded_is_rejected_and_audited() {
+        let (_, kernel, plan, audit) = verified();
+        let kind = ActionKind::Verify {
+            block: audit.workload.spec,
+            cpu: CpuFacts::detect(),
+            threads: 1,
+            seed: 1,
+            corpus: vec![],
+        };
+        let failure = execute_on(kind, &[(blob::OBJECT, b"no object"), (blob::KERNEL, &kernel), (blob::PLAN, &plan)]);
+        assert_eq!((failure.kind, failure.outputs.len()), (FailureKind::Codegen, 1));
+        assert!(failure.outputs.contains_key(blob::AUDIT));
     }
 }

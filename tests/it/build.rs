@@ -23,7 +23,7 @@ fn a_build_makes_what_a_person_opens_and_then_has_nothing_to_do() {
     let first = project.done(&["build"]);
     assert!(first.stdout.ends_with("done: 12 steps run, 0 up to date\n"), "{}", first.stdout);
     assert_eq!(first.stderr.lines().count(), 12, "one line for each step: {}", first.stderr);
-    for file in ["plan.json", "block.mlir", "kernel.mlir", "kernel.o", "kernel.json", "report.json", "verdict.json"] {
+    for file in ["plan.json", "block.mlir", "kernel.mlir", "kernel.o", "kernel.json", "report.json", "audit.json"] {
         for block in ["first", "second"] {
             let path = project.path(".kforge-cache/out").join(format!("{block}@cpu")).join(file);
             assert!(fs::metadata(&path).is_ok_and(|it| it.len() > 0), "{} is missing", path.display());

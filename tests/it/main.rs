@@ -9,6 +9,10 @@ mod faults;
 #[cfg(feature = "worker")]
 mod mutate;
 mod project;
+#[cfg(feature = "worker")]
+mod report;
 mod structure;
+#[cfg(feature = "worker")]
+mod verify;
 #[cfg(feature = "worker")]
 mod worker;

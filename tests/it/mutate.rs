@@ -2,7 +2,7 @@
 
 use crate::project::Project;
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs};
 
 const BLOCK: &str = r#"
 [block.tiny]
@@ -77,6 +77,29 @@ fn the_same_block_has_the_same_mutants_every_time_and_no_two_of_one_name() {
 }
 
 #[test]
+fn a_measurement_that_is_not_to_be_believed_is_rejected_by_gate_v7_alone() {
+    let mutants = killed(&Project::with(MATMUL), "host/measured/");
+    assert_eq!(mutants.len(), 3);
+    assert!(mutants.iter().all(|it| it["gates"] == serde_json::json!(["v7-no-gaming"])), "{mutants:#?}");
+}
+
+#[test]
+fn stages_that_mean_something_else_are_rejected_by_their_meaning_alone() {
+    let mutants = killed(&Project::with(MATMUL), "graph/matmul/");
+    assert!(mutants.iter().all(|it| it["gates"] == serde_json::json!(["v2-meaning"])), "{mutants:#?}");
+}
+
+#[test]
+fn manifests_that_cannot_be_are_refused_before_anything_runs() {
+    let mutants = killed(&Project::with(MATMUL), "manifest/");
+    let refused: BTreeSet<_> = mutants.iter().map(|it| it["kind"].as_str().unwrap()).collect();
+    for kind in ["manifest/dtype", "manifest/backend", "manifest/pass-unknown", "manifest/targets"] {
+        assert!(refused.contains(kind), "{refused:?}");
+    }
+    assert!(mutants.iter().all(|it| it["by"] == "validation"));
+}
+
+#[test]
 fn illegal_plans_never_run() {
     let mutants = killed(&Project::with(MATMUL), "plan/matmul/");
     assert!(mutants.iter().all(|it| it["by"] == "validation"), "{mutants:#?}");
@@ -94,6 +117,47 @@ fn the_json_has_its_documented_shape() {
     let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
     assert_eq!(keys(&run), "mutants redundant-gates score seed subjects version");
     assert_eq!(keys(&run["score"]), "families gates killed-by percent total");
-    assert_eq!(keys(&run["mutants"][0]), "block by description evidence family fate gates id stage stages");
+    assert_eq!(
+        keys(&run["mutants"][0]),
+        "block by description evidence family fate gates id kind stage stages witnesses"
+    );
     assert_eq!(keys(&run["mutants"][0]["evidence"]), "case gate message stage");
+}
+
+#[test]
+fn what_alone_rejected_a_mutant_goes_into_the_corpus_and_is_replayed() {
+    let project = Project::with(BLOCK);
+    project.edit("kernelforge.toml", "name = \"test\"\n", "name = \"test\"\ncorpus = \"corpus.toml\"\n");
+    project.build(&[]);
+    let mutate = ["mutate", "--seed", "3", "--only", "ir/norm1/epsilon-slightly-off"];
+    let run = project.done(&mutate);
+    assert!(run.stdout.contains("cases added to "), "{}", run.stdout);
+    let corpus = fs::read_to_string(project.path("corpus.toml")).unwrap();
+    assert!(corpus.contains("op = \"layer-norm\"\ncase = \"variance near epsilon\"\nseed = 3\n"), "{corpus}");
+    assert!(corpus.contains("found = \"tiny/ir/norm1/epsilon-slightly-off\""), "{corpus}");
+    // The same again adds nothing.
+    assert!(!project.done(&mutate).stdout.contains("cases added"));
+    assert_eq!(fs::read_to_string(project.path("corpus.toml")).unwrap(), corpus);
+    // Verify reads it, and nothing else of a build does.
+    assert_eq!(project.build(&[]).ran(), ["tiny@cpu:report", "tiny@cpu:verify"]);
+    let audit = fs::read_to_string(project.path(".kforge-cache/out/tiny@cpu/audit.json")).unwrap();
+    assert!(audit.contains("regression case: variance near epsilon with seed 3"), "{audit}");
+
+    project.edit("kernelforge.toml", "corpus.toml", "../corpus.toml");
+    let run = project.run(&["build"]);
+    assert_eq!((run.code, run.stderr.contains("is outside the project")), (Some(2), true), "{}", run.stderr);
+    project.edit("kernelforge.toml", "../corpus.toml", "corpus.toml");
+    project.edit("corpus.toml", "v3-error-ratio", "v3");
+    let run = project.run(&["build"]);
+    assert_eq!(run.code, Some(2));
+    assert!(run.stderr.contains("this is no regression corpus: unknown variant `v3`"), "{}", run.stderr);
+    assert!(run.stderr.contains("corpus.toml:"), "{}", run.stderr);
+}
+
+#[test]
+fn every_rejected_mutant_is_named_with_gate_and_reason_when_asked() {
+    let run = Project::with(MATMUL).done(&["mutate", "--only", "ir/matmul/", "--verbose"]);
+    let line = run.stdout.lines().find(|it| it.starts_with("rejected plain ir/matmul/depth-minus-one by "));
+    assert!(line.is_some_and(|it| it.contains("(matmul ")), "{}", run.stdout);
+    assert!(run.stdout.contains("    error / bound: matmul "), "{}", run.stdout);
 }

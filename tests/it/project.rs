@@ -107,14 +107,14 @@ impl Project {
         cas.path(&self.outputs(step)[output].parse().unwrap())
     }
 
-    /// What a build made, without what contains measured times.
+    /// What a build made, without what contains times.
     pub fn artefacts(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let out = self.path(".kforge-cache/out");
         let mut files = BTreeMap::new();
         for block in fs::read_dir(&out).unwrap().map(|it| it.unwrap().path()) {
             for file in fs::read_dir(block).unwrap().map(|it| it.unwrap().path()) {
                 let name = file.file_name().unwrap().to_str().unwrap();
-                if !name.starts_with('.') && name != "report.json" {
+                if !name.starts_with('.') && name != "report.json" && name != "audit.json" {
                     files.insert(file.strip_prefix(&out).unwrap().to_owned(), fs::read(&file).unwrap());
                 }
             }

@@ -10,12 +10,20 @@ use crate::{
     digest::Digest,
     host::CpuFacts,
     manifest::spec::Origin,
-    plan::{PLAN_VERSION, Plan, Provenance, stage::StageGraph},
-    protocol::{ActionKind, Done, Failure, FailureKind, Limits, PassReport, blob},
+    plan::{PLAN_VERSION, Plan, Provenance, kernel::Kernel, stage::StageGraph},
+    protocol::{
+        ActionKind, Done, Failure, FailureKind, Limits, PassReport,
+        audit::{Audit, Rejection, Subject},
+        blob,
+    },
     store::Store,
 };
 use serde::de::DeserializeOwned;
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::BTreeMap,
+    fs,
+    time::{Duration, Instant},
+};
 
 /// Everything that a build reads and nothing that it changes but the store.
 #[derive(Clone, Copy)]
@@ -75,7 +83,37 @@ pub fn perform(
         None => return Ok(in_process(workspace, step, &inputs)),
     };
     let request = Request { kind, inputs, limits: limits(step.kind) };
-    Ok(seat.execute(&request)?.map(|Done { outputs }| outputs))
+    let start = Instant::now();
+    let result = seat.execute(&request)?.map(|Done { outputs }| outputs);
+    Ok(result.map_err(|failure| audited(workspace.store, &request, failure, start.elapsed())))
+}
+
+/// A failed verification with its audit. Where the kernel took the worker with it, nobody else is left to write one.
+fn audited(store: &Store, request: &Request, failure: Failure, wall: Duration) -> Failure {
+    let ActionKind::Verify { block, cpu, threads, seed, .. } = &request.kind else { return failure };
+    let (plan_digest, object) = (request.inputs.get(blob::PLAN), request.inputs.get(blob::OBJECT));
+    let (Some(&plan_digest), false) = (plan_digest, failure.outputs.contains_key(blob::AUDIT)) else { return failure };
+    let Some(rejection) = Rejection::of(&failure, None) else { return failure };
+    let write = || -> Result<Digest, Failure> {
+        let plan: Plan = read(store, &request.inputs, blob::PLAN)?;
+        let kernel: Kernel = read(store, &request.inputs, blob::KERNEL)?;
+        let (plan, stages, object, threads, seed) = (&plan, &kernel.graph, object.copied(), *threads, Some(*seed));
+        let subject = Subject { plan, plan_digest, block, stages, object, cpu, threads, seed };
+        let bytes = pretty(&subject.audit(None, Some(rejection), wall))?;
+        store.cas.put(&bytes).map_err(|error| Failure::new(FailureKind::Io, error.to_string()))
+    };
+    match write() {
+        Ok(digest) => {
+            let mut failure = failure;
+            failure.outputs.insert(blob::AUDIT.to_owned(), digest);
+            failure
+        }
+        // Why the kernel failed matters more than that the record of it cannot be kept.
+        Err(lost) => {
+            let detail = format!("{}\nthe audit cannot be written: {lost}", failure.detail);
+            failure.with_detail(detail.trim_start())
+        }
+    }
 }
 
 /// The action of a step that a worker does; `None` for the steps that the tool does itself.
@@ -98,7 +136,14 @@ fn action(workspace: &Workspace<'_>, step: &Step) -> Option<Result<ActionKind, F
         }),
         StepKind::Compile => Ok(ActionKind::Compile { cpu: cpu() }),
         StepKind::Verify => {
-            block(&|it, _| ActionKind::Verify { block: it.spec.clone(), cpu: cpu(), threads, seed: rules.seed })
+            let (seed, corpus) = (rules.seed, &rules.corpus);
+            block(&|it, _| ActionKind::Verify {
+                block: it.spec.clone(),
+                cpu: cpu(),
+                threads,
+                seed,
+                corpus: corpus.clone(),
+            })
         }
         StepKind::Benchmark => Ok(ActionKind::Benchmark { cpu: cpu(), threads, time_ms: rules.benchmark_ms }),
         StepKind::Plan | StepKind::Report => return None,
@@ -129,6 +174,9 @@ fn report(
 ) -> Result<BlockReport, Failure> {
     let store = workspace.store;
     let plan_digest = inputs.get(blob::PLAN).copied();
+    let verdict = read::<Audit>(store, inputs, blob::AUDIT)?.verdict;
+    let verdict =
+        verdict.ok_or_else(|| Failure::new(FailureKind::Internal, "the audit of an accepted kernel has no verdict"))?;
     Ok(BlockReport::new(&report::Inputs {
         block: &block.name,
         target: &step.target,
@@ -138,7 +186,7 @@ fn report(
         passes: &read::<Vec<PassReport>>(store, inputs, blob::PASSES)?,
         plan: &read(store, inputs, blob::PLAN)?,
         plan_digest: plan_digest.ok_or_else(|| no_input(blob::PLAN))?,
-        verdict: &read(store, inputs, blob::VERDICT)?,
+        verdict: &verdict,
         benchmark: &read(store, inputs, blob::BENCHMARK)?,
     }))
 }

@@ -18,7 +18,7 @@ const FILES: [(StepKind, &str, &str); 7] = [
     (StepKind::Compile, blob::LOWERED, "kernel.mlir"),
     (StepKind::Compile, blob::OBJECT, "kernel.o"),
     (StepKind::Compile, blob::KERNEL, "kernel.json"),
-    (StepKind::Verify, blob::VERDICT, "verdict.json"),
+    (StepKind::Verify, blob::AUDIT, "audit.json"),
     (StepKind::Report, blob::REPORT, "report.json"),
 ];
 
@@ -38,7 +38,7 @@ pub fn materialise<'a>(
     folders.iter().map(|(folder, files)| store.materialise(folder, files)).sum()
 }
 
-/// [`materialise`] after a build. A rejected kernel's verdict is there too: it says what is wrong with the kernel beside it.
+/// [`materialise`] after a build. A rejected kernel's audit is there too: it says what is wrong with the kernel beside it.
 pub fn after(workspace: &Workspace<'_>, built: &Built) -> Result<usize, OutError> {
     let outputs_of = |id: StepId| match &built.results[id.index()] {
         StepResult::Failed { failure, .. } => Some(&failure.outputs),

@@ -310,7 +310,7 @@ impl<'a> Build<'a> {
         if let State::Due(cause) = &self.states[step.id.index()] {
             self.observer.event(Event::Started { step, reason: &cause.reason });
         }
-        let inputs = step.inputs.iter().filter_map(|it| {
+        let inputs = step.inputs.iter().chain(&step.gates).filter_map(|it| {
             let digest = self.outputs[it.step.index()].as_ref()?.get(it.name)?;
             Some((it.name.to_owned(), *digest))
         });
@@ -379,7 +379,9 @@ impl<'a> Build<'a> {
             let digest = self.outputs[it.step.index()].as_ref().and_then(|outputs| outputs.get(it.name));
             digest.is_some_and(|digest| store.cas.check(digest).is_err())
         };
-        let mut producers: Vec<StepId> = step.inputs.iter().filter(is_lost).map(|it| it.step).collect();
+        let read = step.inputs.iter().chain(&step.gates);
+        let mut producers: Vec<StepId> = read.filter(is_lost).map(|it| it.step).collect();
+        producers.sort();
         producers.dedup();
         if producers.is_empty() {
             return Ok(false);

@@ -96,7 +96,7 @@ pub struct Input {
     pub step: StepId,
     /// The output's name, which is also the action's name for the input ([`crate::protocol::blob`]).
     pub name: &'static str,
-    /// The name of the key part that holds the blob's digest, e.g. `input.compile.object`.
+    /// The name of the key part that holds the blob's digest, e.g. `input.compile.object`. Of a gate no key has the part.
     pub part: Arc<str>,
 }
 
@@ -114,6 +114,9 @@ pub struct Step {
     /// part of the key.
     pub deps: Vec<StepId>,
     pub inputs: Vec<Input>,
+    /// What its gates made, handed to its action like an input. No part of the key: a gate decides whether the step may run,
+    /// and not what it makes.
+    pub gates: Vec<Input>,
     /// The parts of the key that do not depend on other steps.
     pub params: KeyParts,
     identity: Arc<str>,
@@ -148,11 +151,11 @@ impl Graph {
         (subject, block): (Option<usize>, Option<Arc<str>>),
         (target, threads): (&Arc<str>, usize),
         reads: &[(StepId, &'static str)],
-        gates: &[StepId],
+        gates: &[(StepId, &'static str)],
         params: KeyParts,
     ) -> StepId {
         let id = StepId(u32::try_from(self.steps.len()).unwrap_or(u32::MAX));
-        let mut deps: Vec<_> = reads.iter().map(|it| it.0).chain(gates.iter().copied()).collect();
+        let mut deps: Vec<_> = reads.iter().chain(gates).map(|it| it.0).collect();
         deps.sort();
         deps.dedup();
         for dep in &deps {
@@ -164,10 +167,10 @@ impl Graph {
             name,
             part: format!("input.{}.{name}", self.steps[step.index()].kind.name()).into(),
         };
-        let inputs = reads.iter().map(input).collect();
+        let (inputs, gates) = (reads.iter().map(input).collect(), gates.iter().map(input).collect());
         let identity = format!("{}@{target}:{kind}", block.as_deref().unwrap_or_default()).into();
         let target = target.clone();
-        self.steps.push(Step { id, kind, subject, block, target, threads, deps, inputs, params, identity });
+        self.steps.push(Step { id, kind, subject, block, target, threads, deps, inputs, gates, params, identity });
         self.dependents.push(Vec::new());
         id
     }

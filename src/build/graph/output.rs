@@ -1,6 +1,6 @@
 //! The graph as text: `dot` and `mermaid` for pictures, `json` for programs.
 
-use super::{Decision, Graph, Step};
+use super::{Decision, Graph, Input, Step};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 
@@ -47,13 +47,15 @@ pub fn mermaid(graph: &Graph, decisions: Option<&[Decision]>) -> String {
     out
 }
 
-/// `{ version, steps: [{ id, step, kind, class, block, target, deps, inputs, params, status? }] }`, pretty-printed.
+/// `{ version, steps: [{ id, step, kind, class, block, target, deps, inputs, gates, params, status? }] }`, pretty-printed.
 pub fn json(graph: &Graph, decisions: Option<&[Decision]>) -> String {
     let step = |step: &Step| {
-        let inputs: Vec<_> = step.inputs.iter().map(|it| json!({ "name": it.name, "step": it.step })).collect();
+        let read = |it: &Input| json!({ "name": it.name, "step": it.step });
+        let (inputs, gates): (Vec<_>, Vec<_>) =
+            (step.inputs.iter().map(read).collect(), step.gates.iter().map(read).collect());
         let mut value = json!({
             "id": step.id, "step": step.identity(), "kind": step.kind, "class": step.class(), "block": step.block.as_deref(),
-            "target": &*step.target, "threads": step.threads, "deps": step.deps, "inputs": inputs, "params": step.params,
+            "target": &*step.target, "threads": step.threads, "deps": step.deps, "inputs": inputs, "gates": gates, "params": step.params,
         });
         if let Some(decision) = decisions.map(|it| &it[step.id.index()]) {
             value["status"] = status(decision);

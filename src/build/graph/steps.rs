@@ -8,7 +8,7 @@ use crate::{
     digest::Digest,
     host::CpuFacts,
     manifest::spec::{BlockSpec, Pass},
-    protocol::{blob, recipe},
+    protocol::{blob, corpus::Case, recipe},
 };
 use serde::Serialize;
 use std::{collections::BTreeMap, sync::Arc};
@@ -33,11 +33,13 @@ pub struct Rules {
     pub seed: u64,
     /// How long one benchmark action measures.
     pub benchmark_ms: u64,
+    /// The project's regression corpus, which verify replays.
+    pub corpus: Vec<Case>,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { seed: 1, benchmark_ms: 500 }
+        Self { seed: 1, benchmark_ms: 500, corpus: Vec::new() }
     }
 }
 
@@ -53,7 +55,8 @@ pub fn plan_build(blocks: &[BlockTarget], cpu: &CpuFacts, rules: &Rules) -> Grap
         let spec = block_parts(&block.spec);
         let name: Arc<str> = block.name.as_str().into();
         let target = targets.entry(&block.target).or_insert_with(|| block.target.as_str().into()).clone();
-        let mut push = |kind: StepKind, reads: &[(StepId, &'static str)], gates: &[StepId], params: KeyParts| {
+        type Reads<'a> = &'a [(StepId, &'static str)];
+        let mut push = |kind: StepKind, reads: Reads<'_>, gates: Reads<'_>, params: KeyParts| {
             graph.push(kind, (Some(subject), Some(name.clone())), (&target, block.threads), reads, gates, params)
         };
         let threads = block.threads;
@@ -73,19 +76,20 @@ pub fn plan_build(blocks: &[BlockTarget], cpu: &CpuFacts, rules: &Rules) -> Grap
         let compile = push(StepKind::Compile, &[(ir, blob::STAGES), (plan, blob::PLAN)], &[], own);
 
         // The oracle evaluates the block as the manifest says, not as the IR says: it reads every field.
-        let own = params(StepKind::Verify, &recipe::VERIFY, &[&spec, &fingerprint])
+        let mut own = params(StepKind::Verify, &recipe::VERIFY, &[&spec, &fingerprint])
             .with("seed", rules.seed)
             .with("threads", threads);
+        own.set_fields("corpus", &rules.corpus);
         let reads = [(compile, blob::OBJECT), (compile, blob::KERNEL), (plan, blob::PLAN)];
         let verify = push(StepKind::Verify, &reads, &[], own);
 
-        // Verify is a gate: a kernel that was not accepted is not measured, but what the verdict says in detail does not
-        // change the measured times.
+        // Verify is a gate: a kernel whose audit does not cover it is not measured, but what the audit says in detail does not
+        // change the measured times. The plan goes with it, because the audit is of one plan.
         let own = params(StepKind::Benchmark, &recipe::BENCHMARK, &[&fingerprint])
             .with("threads", threads)
             .with("time-ms", rules.benchmark_ms);
         let reads = [(compile, blob::OBJECT), (compile, blob::KERNEL)];
-        let benchmark = push(StepKind::Benchmark, &reads, &[verify], own);
+        let benchmark = push(StepKind::Benchmark, &reads, &[(plan, blob::PLAN), (verify, blob::AUDIT)], own);
 
         let own = params(StepKind::Report, &recipe::REPORT, &[&spec, &fingerprint])
             .with("name", &name)
@@ -95,7 +99,7 @@ pub fn plan_build(blocks: &[BlockTarget], cpu: &CpuFacts, rules: &Rules) -> Grap
             (ir, blob::PASSES),
             (ir, blob::STAGES),
             (plan, blob::PLAN),
-            (verify, blob::VERDICT),
+            (verify, blob::AUDIT),
             (benchmark, blob::BENCHMARK),
         ];
         push(StepKind::Report, &reads, &[], own);

@@ -88,7 +88,7 @@ pub fn outputs(step: &super::Step, parts: &super::KeyParts, ignored: &[&str]) ->
         Ir => &["module", "optimized", "stages", "passes"],
         Plan => &["plan"],
         Compile => &["object", "kernel", "lowered"],
-        Verify => &["verdict"],
+        Verify => &["audit"],
         Benchmark => &["benchmark"],
         Report => &["report"],
     };

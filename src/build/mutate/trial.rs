@@ -13,6 +13,7 @@ use crate::{
     host::CpuFacts,
     protocol::{
         ActionKind, Failure, FailureKind, Limits, blob,
+        corpus::{Case, Witness},
         mutation::{Evidence, Family, Fate, Judged, KilledBy, Mutant},
     },
     store::cas::Cas,
@@ -53,6 +54,8 @@ pub struct Trial {
     pub fate: Fate,
     /// Largest error / bound at each stage.
     pub stages: Vec<(String, f64)>,
+    /// The replayable cases that rejected it, if nothing else did.
+    pub witnesses: Vec<Witness>,
     #[serde(skip)]
     pub wall: Duration,
 }
@@ -76,6 +79,8 @@ pub struct Laboratory<'a> {
     pub jobs: usize,
     /// Of the verifier's inputs; drawn anew for every run of the command.
     pub seed: u64,
+    /// Replayed first.
+    pub corpus: &'a [Case],
 }
 
 impl Laboratory<'_> {
@@ -101,25 +106,20 @@ impl Laboratory<'_> {
         let plan = self.cas.put(&plan).map_err(|error| failed(Failure::new(FailureKind::Io, error.to_string())))?;
         inputs.insert(blob::PLAN.to_owned(), plan);
         inputs.extend(ask(ActionKind::Compile { cpu: cpu.clone() }, &inputs, StepKind::Compile)?);
-        let verify = ActionKind::Verify { block: block.clone(), cpu: cpu.clone(), threads, seed };
+        let corpus = self.corpus.to_vec();
+        let verify = ActionKind::Verify { block: block.clone(), cpu: cpu.clone(), threads, seed, corpus };
         ask(verify, &inputs, StepKind::Verify)?;
         let listed = ask(ActionKind::ListMutants { block, passes, cpu }, &inputs, StepKind::Ir)?;
         let mutants = self.read(subject, &listed, blob::MUTANTS)?;
         Ok(Prepared { subject: subject.clone(), inputs, mutants })
     }
 
-    /// Judges the chosen mutants of all subjects. The result is in the order of the subjects and their mutants.
+    /// Judges these mutants. The result is in their order.
     pub fn judge_all(
         &self,
-        prepared: &[Prepared],
-        chosen: &(dyn Fn(&Mutant) -> bool + Sync),
+        all: &[(&Prepared, &Mutant)],
         on_trial: &(dyn Fn(&Trial) + Sync),
     ) -> Result<Vec<Trial>, MutateError> {
-        let all: Vec<(&Prepared, &Mutant)> = prepared
-            .iter()
-            .flat_map(|it| it.mutants.iter().map(move |mutant| (it, mutant)))
-            .filter(|it| chosen(it.1))
-            .collect();
         let (next, results) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
         let work = || -> Result<(), MutateError> {
             let mut seat = Seat::new(self.toolchain, self.leash);
@@ -155,6 +155,7 @@ impl Laboratory<'_> {
             cpu: self.cpu.clone(),
             threads: *threads,
             seed: self.seed,
+            corpus: self.corpus.to_vec(),
             mutant: mutant.id.clone(),
         };
         let limits = Limits { wall_ms: WALL_MS, memory_bytes: MEMORY };
@@ -176,8 +177,8 @@ impl Laboratory<'_> {
                 })?
             }
         };
-        let Judged { fate, stages } = judged;
-        Ok(Trial { block: name.clone(), mutant: mutant.clone(), fate, stages, wall })
+        let Judged { fate, stages, witnesses } = judged;
+        Ok(Trial { block: name.clone(), mutant: mutant.clone(), fate, stages, witnesses, wall })
     }
 
     fn read<T: DeserializeOwned>(
@@ -213,7 +214,7 @@ pub fn from_failure(failure: Failure) -> Result<Judged, Failure> {
     };
     let evidence =
         Evidence { gate: None, stage: failure.stage, case: "running it".to_owned(), message: failure.message };
-    Ok(Judged { fate: Fate::Killed { by, evidence, gates: Vec::new() }, stages: Vec::new() })
+    Ok(Judged { fate: Fate::Killed { by, evidence, gates: Vec::new() }, stages: Vec::new(), witnesses: Vec::new() })
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! The tables of a terminal: one row for each block and target, or one for each stage of a block. Columns that do not fit
 //! are left out, the least telling first; what is left out is in `report.json`.
 
-use super::model::{BlockReport, GateSummary, Measured};
-use crate::protocol::{Gate, GateStatus};
+use super::model::{BlockReport, GateSummary, Measured, Verification};
+use crate::protocol::{Ceilings, Gate, GateStatus};
 use anstyle::{AnsiColor, Style};
 
 /// How this build came by a row.
@@ -70,8 +70,28 @@ pub fn table(rows: &[Row<'_>], width: usize, color: bool) -> String {
     table.render(width, color)
 }
 
-/// Everything about one block: stages, gates, passes.
-pub fn details(report: &BlockReport, width: usize, color: bool) -> String {
+/// What the measured shares are shares of.
+pub fn ceilings(it: &Ceilings) -> String {
+    let threads = if it.threads == 1 { "1 thread".to_owned() } else { format!("{} threads", it.threads) };
+    format!("{threads}: {:.1} GFLOP/s peak, {:.1} GB/s memory", it.gflops, it.gigabytes_per_s)
+}
+
+/// One row for each gate that ran.
+pub fn gates(verification: &Verification, width: usize, color: bool) -> String {
+    let mut gates = Table::new(&[
+        Column { title: "gate", right: false, worth: 9 },
+        Column { title: "status", right: false, worth: 9 },
+        Column { title: "cases", right: true, worth: 2 },
+        Column { title: "elements", right: true, worth: 3 },
+        Column { title: "error/bound", right: true, worth: 5 },
+        Column { title: "worst at", right: false, worth: 1 },
+    ]);
+    verification.gates.iter().for_each(|it| gates.push(gate(it)));
+    gates.render(width, color)
+}
+
+/// One row for each stage, and one for the block.
+pub fn stages(report: &BlockReport, width: usize, color: bool) -> String {
     let mut stages = Table::new(&[
         Column { title: "stage", right: false, worth: 9 },
         Column { title: "op", right: false, worth: 5 },
@@ -96,41 +116,7 @@ pub fn details(report: &BlockReport, width: usize, color: bool) -> String {
     whole.extend(measured(&report.measured));
     whole.push(samples(&report.measured));
     stages.push(whole);
-
-    let mut gates = Table::new(&[
-        Column { title: "gate", right: false, worth: 9 },
-        Column { title: "status", right: false, worth: 9 },
-        Column { title: "cases", right: true, worth: 2 },
-        Column { title: "elements", right: true, worth: 3 },
-        Column { title: "error/bound", right: true, worth: 5 },
-        Column { title: "worst at", right: false, worth: 1 },
-    ]);
-    report.verification.gates.iter().for_each(|it| gates.push(gate(it)));
-
-    let mut passes = Table::new(&[
-        Column { title: "pass", right: false, worth: 9 },
-        Column { title: "created", right: true, worth: 8 },
-        Column { title: "changed", right: true, worth: 8 },
-        Column { title: "erased", right: true, worth: 8 },
-    ]);
-    for it in &report.passes {
-        let count = |it: usize| (it.to_string(), PLAIN);
-        passes.push(vec![(it.pass.name().to_owned(), PLAIN), count(it.created), count(it.changed), count(it.erased)]);
-    }
-    let ceilings = &report.device.ceilings;
-    let device = format!(
-        "{}, {} thread{}: {:.1} GFLOP/s peak, {:.1} GB/s memory\nplan {} by {}\n",
-        report.device.cpu.model,
-        ceilings.threads,
-        if ceilings.threads == 1 { "" } else { "s" },
-        ceilings.gflops,
-        ceilings.gigabytes_per_s,
-        report.plan.digest.short(),
-        report.plan.strategy,
-    );
-    let title = paint(color, PLAIN.bold(), &format!("{}@{}", report.block, report.target));
-    let tables = [stages, gates, passes].map(|it| it.render(width, color)).join("\n");
-    format!("{title}\n{device}\n{tables}")
+    stages.render(width, color)
 }
 
 /// Time, spread, GFLOP/s, share of peak, GB/s, share of bandwidth.
@@ -154,7 +140,10 @@ fn gate(it: &GateSummary) -> Vec<Cell> {
         Gate::V2Bound => "V2 bound",
         Gate::V2Meaning => "V2 meaning",
         Gate::V4Memory => "V4 memory",
+        Gate::V3ErrorRatio => "V3 error ratio",
         Gate::V5Shapes => "V5 shapes",
+        Gate::V6Relations => "V6 relations",
+        Gate::V7NoGaming => "V7 no gaming",
     };
     let status = match it.status {
         GateStatus::Passed => ("passed".to_owned(), GREEN),

@@ -1,5 +1,6 @@
 use super::{
     model::{BlockReport, Inputs, Verification},
+    record::{self, Record},
     terminal::{self, Row, State},
 };
 use crate::{
@@ -8,13 +9,16 @@ use crate::{
     manifest::spec::{BlockSpec, Dtype, NormKind, NormSpec, Pass},
     plan::{
         PLAN_VERSION, Plan, Provenance,
+        schedule::Schedule,
         stage::{Role, Stage, StageGraph, StageOp, Tensor, TensorId},
     },
     protocol::{
         Benchmark, Ceilings, Gate, GateResult, GateStatus, Mismatch, PassReport, StageBenchmark, Timing, Verdict,
+        audit::{Audit, Rejection, Subject},
+        mutation::KilledBy,
     },
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 const M: usize = 128;
 const N: usize = 256;
@@ -45,23 +49,54 @@ fn verdict() -> Verdict {
     Verdict { version: 1, accepted: true, seed: 7, gates }
 }
 
-/// The report of a microblock: a matmul that a schedule was searched for, and a plain norm.
-fn report(verdict: &Verdict) -> BlockReport {
+fn spec() -> BlockSpec {
     let norm = NormSpec { kind: NormKind::LayerNorm, eps: 1e-5 };
-    let spec = BlockSpec::Microblock { m: M, n: N, k: N, bias: false, norm, dtype: Dtype::F32 };
+    BlockSpec::Microblock { m: M, n: N, k: N, bias: false, norm, dtype: Dtype::F32 }
+}
+
+/// A matmul that a schedule was searched for, and a plain norm.
+fn stages() -> StageGraph {
     let tensor = Tensor { name: "y".to_owned(), shape: vec![M, N], dtype: Dtype::F32, role: Role::Output };
     let stage =
         |name: &str, op, scheduled| Stage { name: name.to_owned(), op, inputs: vec![], output: TensorId(0), scheduled };
     let matmul = StageOp::Matmul { m: M, n: N, k: N, bias: false, activation: None, residual: false };
-    let flops = matmul.flops();
-    let stages = StageGraph {
+    StageGraph {
         block: "micro".to_owned(),
         tensors: vec![tensor],
         stages: vec![
             stage("matmul", matmul, true),
             stage("norm", StageOp::LayerNorm { rows: M, width: N, eps: 1e-5 }, false),
         ],
-    };
+    }
+}
+
+fn cpu() -> CpuFacts {
+    CpuFacts {
+        arch: "x86_64".to_owned(),
+        model: "Example CPU".to_owned(),
+        isa: vec!["avx2".to_owned(), "fma".to_owned()],
+        lanes: 8,
+        vector_registers: 16,
+        l1d: 32 << 10,
+        l2: 512 << 10,
+        l3: 0,
+        cores: 2,
+    }
+}
+
+fn plan() -> Plan {
+    Plan {
+        version: PLAN_VERSION,
+        block: "micro".to_owned(),
+        target: "cpu".to_owned(),
+        provenance: Provenance { strategy: "heuristic".to_owned(), trials: 0 },
+        stages: BTreeMap::new(),
+    }
+}
+
+/// The report of a microblock.
+fn report(verdict: &Verdict) -> BlockReport {
+    let flops = stages().flops();
     let measured = |name: &str, op: &str, nanoseconds, flops, bytes| StageBenchmark {
         name: name.to_owned(),
         op: op.to_owned(),
@@ -78,31 +113,16 @@ fn report(verdict: &Verdict) -> BlockReport {
             measured("matmul", "matmul", 180_000.0, flops, 400_000),
             measured("norm", "layer-norm", 20_000.0, 0, 262_144),
         ],
+        checks: vec![],
     };
     BlockReport::new(&Inputs {
         block: "micro",
         target: "cpu",
-        spec: &spec,
-        cpu: &CpuFacts {
-            arch: "x86_64".to_owned(),
-            model: "Example CPU".to_owned(),
-            isa: vec!["avx2".to_owned(), "fma".to_owned()],
-            lanes: 8,
-            vector_registers: 16,
-            l1d: 32 << 10,
-            l2: 512 << 10,
-            l3: 0,
-            cores: 2,
-        },
-        stages: &stages,
+        spec: &spec(),
+        cpu: &cpu(),
+        stages: &stages(),
         passes: &[PassReport { pass: Pass::TileMatmul, created: 0, changed: 1, erased: 0 }],
-        plan: &Plan {
-            version: PLAN_VERSION,
-            block: "micro".to_owned(),
-            target: "cpu".to_owned(),
-            provenance: Provenance { strategy: "heuristic".to_owned(), trials: 0 },
-            stages: BTreeMap::new(),
-        },
+        plan: &plan(),
         plan_digest: Digest::of(b"plan"),
         verdict,
         benchmark: &benchmark,
@@ -127,7 +147,7 @@ fn a_gate_is_as_good_as_its_worst_result() {
     verdict.gates.push(gate(Gate::V1Exactness, Some("norm"), GateStatus::Inconclusive, None));
     verdict.gates.push(gate(Gate::V2Bound, Some("norm"), GateStatus::Inconclusive, None));
     verdict.gates.push(gate(Gate::V2Bound, Some("matmul"), GateStatus::Failed, Some(12.0)));
-    let summary = Verification::new(&Verdict { accepted: false, ..verdict });
+    let summary = Verification::new(&Verdict { accepted: false, ..verdict }, &[]);
     let statuses: Vec<_> = summary.gates.iter().map(|it| (it.gate, it.status, it.not_passed.len())).collect();
     assert_eq!(
         statuses,
@@ -164,11 +184,6 @@ fn a_narrow_table_keeps_what_tells_most() {
 }
 
 #[test]
-fn details_list_stages_gates_and_passes() {
-    insta::assert_snapshot!(terminal::details(&report(&verdict()), 120, false));
-}
-
-#[test]
 fn colour_changes_no_column() {
     let (good, rejected) = (report(&verdict()), report(&Verdict { accepted: false, ..verdict() }));
     let rows = rows(&good, &rejected);
@@ -186,4 +201,68 @@ fn colour_changes_no_column() {
 fn times_have_three_digits_and_a_fitting_unit() {
     let shown = [0.5, 999.4, 999.6, 1234.0, 45_678.0, 20_060_000.0, 999_600_000.0, 3.2e9, 4e12].map(terminal::duration);
     assert_eq!(shown, ["0.50 ns", "999 ns", "1.00 µs", "1.23 µs", "45.7 µs", "20.1 ms", "1.00 s", "3.20 s", "4000 s"]);
+}
+
+fn audit(verdict: Verdict, rejection: Option<Rejection>) -> Audit {
+    let mut plan = plan();
+    let stages = stages();
+    plan.stages.insert("matmul".to_owned(), Schedule::plain(&stages.stages[0].op, 8));
+    let (object, plan_digest) = (Some(Digest::of(b"object")), Digest::of(b"plan"));
+    let (block, cpu) = (&spec(), &cpu());
+    let subject = Subject { plan: &plan, plan_digest, block, stages: &stages, object, cpu, threads: 1, seed: Some(7) };
+    subject.audit(Some(verdict), rejection, Duration::from_micros(12_340))
+}
+
+#[test]
+fn a_record_shows_the_audit_the_schedules_the_gates_and_the_measured_figures() {
+    let (audit, report) = (audit(verdict(), None), report(&verdict()));
+    let record = Record { audit: &audit, stages: &stages(), report: Some(&report) };
+    insta::assert_snapshot!(record::text(&record, 120, false), @"
+    micro@cpu: accepted
+    plan      29fde71e3ef2 by heuristic, 0 trials
+    workload  microblock, signature 6ab8d97a1357
+    object    cb5335a6e2b1
+    device    Example CPU, fingerprint 311dc8b63e57
+    verified  in 12.3 ms on 1 thread, seed 7
+
+    matmul  matmul kc=256 lanes=8 mc=128 mr=1 nc=256 nr=8 order=rows-outside pack-a=false pack-b=never prefetch=false split=rows unroll=1
+    norm    norm lanes=1 unroll=1, plain
+
+    gate         status  cases  elements  error/bound  worst at
+    V0 legality  passed      1      1000            -  -
+    V2 bound     passed      2      2000         0.25  norm
+
+    stage   op          share     time  spread  GFLOP/s  of peak  GB/s  of memory  samples
+    matmul  matmul        90%   180 µs   ±3.0%     93.2      79%   2.2        11%       31
+    norm    layer-norm    10%  20.0 µs   ±3.0%        -        -  13.1        66%       31
+    block   microblock          200 µs   ±3.0%     83.9      71%   2.0        10%       31
+    1 thread: 118.0 GFLOP/s peak, 20.0 GB/s memory
+    ");
+}
+
+#[test]
+fn the_record_of_a_rejected_kernel_names_the_reason_and_has_no_figures() {
+    let mut verdict = Verdict { accepted: false, ..verdict() };
+    verdict.gates.push(gate(Gate::V4Memory, Some("norm"), GateStatus::Failed, None));
+    let (gate, stage) = (Some(Gate::V4Memory), Some("norm".to_owned()));
+    let rejection = Rejection { kind: KilledBy::Memory, gate, stage, message: "element [3, 4] is NaN".to_owned() };
+    let audit = audit(verdict, Some(rejection));
+    let record = Record { audit: &audit, stages: &stages(), report: None };
+    insta::assert_snapshot!(record::text(&record, 120, false), @"
+    micro@cpu: rejected
+    reason    Memory, gate v4-memory, stage `norm`: element [3, 4] is NaN
+    plan      29fde71e3ef2 by heuristic, 0 trials
+    workload  microblock, signature 6ab8d97a1357
+    object    cb5335a6e2b1
+    device    Example CPU, fingerprint 311dc8b63e57
+    verified  in 12.3 ms on 1 thread, seed 7
+
+    matmul  matmul kc=256 lanes=8 mc=128 mr=1 nc=256 nr=8 order=rows-outside pack-a=false pack-b=never prefetch=false split=rows unroll=1
+    norm    norm lanes=1 unroll=1, plain
+
+    gate         status  cases  elements  error/bound  worst at
+    V0 legality  passed      1      1000            -  -
+    V2 bound     passed      2      2000         0.25  norm
+    V4 memory    failed      1      1000            -  -
+    ");
 }

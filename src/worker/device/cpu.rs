@@ -191,7 +191,7 @@ impl LoadedKernel {
 
     /// Runs some units of one stage on the calling thread.
     pub fn stage_units(&self, index: usize, units: Range<usize>, memory: &mut Memory) {
-        let table = memory.arguments(&self.kernel.stages[index].args, 0);
+        let table = memory.arguments(&self.kernel.stages[index], 0);
         // SAFETY: as in `call`.
         unsafe { self.stages[index](table.as_ptr(), units.start as i64, units.end as i64) }
     }
@@ -211,7 +211,7 @@ fn call(function: Function, entry: &Entry, memory: &mut Memory, threads: &Thread
     struct Table(Vec<*mut f32>);
     // SAFETY: the pointers are only handed to generated code, which writes disjoint parts for disjoint units.
     unsafe impl Sync for Table {}
-    let tables: Vec<_> = (0..threads.count()).map(|it| Table(memory.arguments(&entry.args, it))).collect();
+    let tables: Vec<_> = (0..threads.count()).map(|it| Table(memory.arguments(entry, it))).collect();
     threads.share(entry.units, |thread, begin, end| {
         let table: &Table = &tables[thread];
         // SAFETY: `memory` has the buffers that the kernel describes and is borrowed exclusively; the range is within the

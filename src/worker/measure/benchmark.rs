@@ -1,17 +1,21 @@
 //! Times a compiled kernel: the block and each stage.
 
-use super::{ceilings::Meter, sampling};
+use super::{
+    ceilings::Meter,
+    sampling::{self, Tasks},
+    tamper::{self, Tamper},
+};
 use crate::{
     device::{cpu::LoadedKernel, memory::Memory, threads::Threads},
-    verify::{candidate::Tensors, inputs},
+    verify::{candidate::Tensors, gaming, inputs},
 };
 use kernelforge::{
     host::CpuFacts,
     plan::{
         kernel::Kernel,
-        stage::{Role, StageGraph, TensorId},
+        stage::{Role, StageGraph, Tensor, TensorId},
     },
-    protocol::{Benchmark, Failure, StageBenchmark},
+    protocol::{Benchmark, Failure, FailureKind, GateResult, StageBenchmark},
 };
 use std::time::Duration;
 
@@ -55,7 +59,7 @@ impl Runnable {
     /// As loading, allocating and starting threads fail.
     pub fn new(object: &[u8], kernel: &Kernel, threads: usize) -> Result<Self, Failure> {
         let kernel = LoadedKernel::load(object, kernel.clone())?;
-        let mut memory = Memory::new(kernel.kernel(), threads)?;
+        let mut memory = Memory::new(kernel.kernel(), threads, None)?;
         let threads = Threads::new(threads)?;
         inputs::fill(&mut Filled { graph: &kernel.kernel().graph, memory: &mut memory }, ROPE_THETA, SEED);
         kernel.prepare(&mut memory, &threads);
@@ -64,7 +68,96 @@ impl Runnable {
     }
 }
 
-/// Measures the block, every stage and the machine's ceilings for about `time_ms`, in interleaved rounds.
+/// The block is measured first in each round, then its stages, then the ceilings.
+const BLOCK: usize = 0;
+
+/// What is timed, with what its runs must return. The inputs change from round to round, in place, and so does every stage's
+/// result; a run that computes nothing leaves the result of the round before.
+struct Timed<'a> {
+    runnable: &'a mut Runnable,
+    meter: &'a mut Meter,
+    /// Two draws of every input.
+    inputs: [Vec<(TensorId, Vec<f32>)>; 2],
+    /// Every stage's output for each draw.
+    expected: [Vec<Vec<f32>>; 2],
+    draw: usize,
+    /// Of the block, then of each stage.
+    results: Vec<gaming::Timed>,
+    runs: usize,
+}
+
+impl<'a> Timed<'a> {
+    fn new(runnable: &'a mut Runnable, meter: &'a mut Meter) -> Self {
+        let graph = runnable.kernel.kernel().graph.clone();
+        let draw = |lane: u64| -> Vec<(TensorId, Vec<f32>)> {
+            let given = graph.with_role(Role::Input);
+            let values = |(id, tensor): (TensorId, &Tensor)| {
+                let mut source = inputs::Source::new(SEED + lane, id.0 as u64);
+                (id, (0..tensor.len()).map(|_| source.normal()).collect())
+            };
+            given.map(values).collect()
+        };
+        let inputs = [draw(0x7a), draw(0x7b)];
+        let results = (0..=graph.stages.len()).map(|_| gaming::Timed::default()).collect();
+        let mut timed = Self { runnable, meter, inputs, expected: [Vec::new(), Vec::new()], draw: 0, results, runs: 0 };
+        for draw in [0, 1] {
+            timed.begin_round(draw);
+            let Runnable { kernel, memory, threads } = &mut *timed.runnable;
+            (0..graph.stages.len()).for_each(|it| kernel.stage(it, memory, threads));
+            timed.expected[draw] = graph.stages.iter().map(|it| memory.tensor(it.output).to_vec()).collect();
+        }
+        timed
+    }
+
+    fn stages(&self) -> usize {
+        self.runnable.kernel.kernel().graph.stages.len()
+    }
+}
+
+impl Tasks for Timed<'_> {
+    fn begin_round(&mut self, round: usize) {
+        self.draw = round % 2;
+        for (id, values) in &self.inputs[self.draw] {
+            self.runnable.memory.tensor_mut(*id).copy_from_slice(values);
+        }
+    }
+
+    fn run(&mut self, task: usize) {
+        let stages = self.stages();
+        let Runnable { kernel, memory, threads } = &mut *self.runnable;
+        self.runs += 1;
+        match (task, tamper::current()) {
+            (it, Some(Tamper::FirstResultKept)) if it <= stages && self.runs > stages + 1 => {}
+            (it, Some(Tamper::HalfTheUnits)) if (1..=stages).contains(&it) => {
+                let units = kernel.kernel().stages[it - 1].units;
+                kernel.stage_units(it - 1, 0..units / 2, memory);
+            }
+            (BLOCK, _) => kernel.block(memory, threads),
+            (it, _) if it <= stages => kernel.stage(it - 1, memory, threads),
+            (it, _) if it == stages + 1 => self.meter.compute(threads),
+            _ => self.meter.read(threads),
+        }
+    }
+
+    fn sampled(&mut self, task: usize) {
+        let graph = &self.runnable.kernel.kernel().graph.clone();
+        for (index, stage) in graph.stages.iter().enumerate() {
+            let tensor = graph.tensor(stage.output);
+            if task == index + 1 || (task == BLOCK && tensor.role == Role::Output) {
+                let width = tensor.shape.last().copied().unwrap_or(1);
+                let value = self.runnable.memory.tensor(stage.output);
+                self.results[task].compare(width, value, &self.expected[self.draw][index]);
+                // The block's result is its last stage's too, which is measured next.
+                if task == BLOCK {
+                    self.runnable.memory.tensor_mut(stage.output).fill(f32::NAN);
+                }
+            }
+        }
+    }
+}
+
+/// Measures the block, every stage and the machine's ceilings for about `time_ms`, in interleaved rounds, and says by gate V7
+/// whether the measurement is to be believed.
 ///
 /// # Errors
 /// As [`Runnable::new`].
@@ -76,27 +169,29 @@ pub fn benchmark(
     time_ms: u64,
 ) -> Result<Benchmark, Failure> {
     let mut meter = Meter::new(cpu)?;
-    let Runnable { kernel, mut memory, threads } = Runnable::new(object, kernel, threads)?;
+    let mut runnable = Runnable::new(object, kernel, threads)?;
+    let mut timed = Timed::new(&mut runnable, &mut meter);
+    let stages = timed.stages();
+    let mut timings = sampling::interleaved(stages + 3, Duration::from_millis(time_ms), &mut timed)?;
+    let results = timed.results;
+    if tamper::current() == Some(Tamper::SlowClock) {
+        timings[..=stages].iter_mut().for_each(|it| it.median_ns /= 1000.0);
+    }
+    let Runnable { kernel, threads, .. } = &runnable;
     let graph = &kernel.kernel().graph;
-    let stages = graph.stages.len();
-    let timings = sampling::interleaved(stages + 3, Duration::from_millis(time_ms), |task| match task {
-        it if it == stages => kernel.block(&mut memory, &threads),
-        it if it == stages + 1 => meter.compute(&threads),
-        it if it == stages + 2 => meter.read(&threads),
-        stage => kernel.stage(stage, &mut memory, &threads),
-    })?;
-    let ceilings = meter.ceilings(&threads, &timings[stages + 1], &timings[stages + 2]);
+    let (compute, read) = (&timings[stages + 1], &timings[stages + 2]);
+    let (ceilings, peak) = (meter.ceilings(threads, compute, read), meter.peak(threads, compute));
     let bytes = graph.tensors.iter().filter(|it| it.role != Role::Value).map(|it| it.bytes() as u64).sum();
     let whole = ("block".to_owned(), "block".to_owned(), graph.flops(), bytes);
     let names =
         graph.stages.iter().map(|it| (it.name.clone(), it.op.name().to_owned(), it.op.flops(), graph.bytes(it)));
-    let mut results: Vec<StageBenchmark> = names
-        .chain([whole])
-        .zip(timings)
-        .map(|((name, op, flops, bytes), timing)| StageBenchmark { name, op, timing, flops, bytes })
-        .collect();
-    let block = results
-        .pop()
-        .ok_or_else(|| Failure::new(kernelforge::protocol::FailureKind::Internal, "the block was not measured"))?;
-    Ok(Benchmark { version: BENCHMARK_VERSION, threads: threads.count(), ceilings, block, stages: results })
+    let all = std::iter::once(whole).chain(names).zip(timings);
+    let mut all = all.map(|((name, op, flops, bytes), timing)| StageBenchmark { name, op, timing, flops, bytes });
+    let block = all.next().ok_or_else(|| Failure::new(FailureKind::Internal, "the block was not measured"))?;
+    let stages: Vec<StageBenchmark> = all.collect();
+    let names = std::iter::once(None).chain(graph.stages.iter().map(|it| Some(it.name.as_str())));
+    let mut checks: Vec<GateResult> = results.into_iter().zip(names).map(|(it, name)| it.result(name)).collect();
+    checks.push(gaming::plausible(&block, None, peak));
+    checks.extend(stages.iter().map(|it| gaming::plausible(it, Some(&it.name), peak)));
+    Ok(Benchmark { version: BENCHMARK_VERSION, threads: threads.count(), ceilings, block, stages, checks })
 }

@@ -76,6 +76,11 @@ impl Meter {
             gigabytes_per_s: (self.part() * 4) as f64 / read.median_ns,
         }
     }
+
+    /// Operations in a nanosecond of the fastest sample of [`Meter::compute`]: what nothing can exceed.
+    pub fn peak(&self, threads: &Threads, compute: &Timing) -> f64 {
+        (STEPS * self.arithmetic.flops_per_step * threads.count() as u64) as f64 / compute.min_ns
+    }
 }
 
 #[cfg(test)]
@@ -87,7 +92,7 @@ mod tests {
     #[test]
     fn the_ceilings_are_those_of_a_computer_of_this_century() {
         let (mut meter, threads) = (Meter::new(&CpuFacts::detect()).unwrap(), Threads::new(2).unwrap());
-        let timings = sampling::interleaved(2, Duration::from_millis(50), |task| match task {
+        let timings = sampling::interleaved(2, Duration::from_millis(50), &mut |task| match task {
             0 => meter.compute(&threads),
             _ => meter.read(&threads),
         });

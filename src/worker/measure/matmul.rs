@@ -35,7 +35,7 @@ pub fn bench_matmul(
     let mut c = vec![0.0; shape.m * shape.n];
     let others: Vec<Box<dyn MatmulKernel>> = kernels::all(threads.count());
     let count = others.len();
-    let timings = sampling::interleaved(count + 3, Duration::from_millis(time_ms), |task| match task {
+    let timings = sampling::interleaved(count + 3, Duration::from_millis(time_ms), &mut |task| match task {
         0 => kernel.block(&mut memory, &threads),
         it if it == count + 1 => meter.compute(&threads),
         it if it == count + 2 => meter.read(&threads),
@@ -52,7 +52,14 @@ pub fn bench_matmul(
         bytes: 4 * (m * k + k * n + m * n) as u64,
     });
     let block = results.next().ok_or_else(|| Failure::new(FailureKind::Internal, "nothing was measured"))?;
-    Ok(Benchmark { version: BENCHMARK_VERSION, threads: threads.count(), ceilings, block, stages: results.collect() })
+    Ok(Benchmark {
+        version: BENCHMARK_VERSION,
+        threads: threads.count(),
+        ceilings,
+        block,
+        stages: results.collect(),
+        checks: Vec::new(),
+    })
 }
 
 /// Shape and operands of a graph that is one product and nothing else: the others compute no bias and no activation.

@@ -6,3 +6,4 @@ pub mod ceilings;
 pub mod matmul;
 pub mod sampling;
 pub mod stats;
+pub mod tamper;

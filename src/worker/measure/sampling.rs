@@ -18,24 +18,42 @@ const FEWEST_ROUNDS: usize = 5;
 /// More samples move no quartile.
 const MOST_ROUNDS: usize = 10_000;
 
-/// Calls `run(task)` for every task of `0..tasks` in interleaved rounds for about `budget`, and returns each task's timing of
-/// one call.
+/// What is measured. Only [`Tasks::run`] is timed.
+pub trait Tasks {
+    /// Called before every round, also of those that are not kept.
+    fn begin_round(&mut self, _round: usize) {}
+    fn run(&mut self, task: usize);
+    /// Called after every sample of a task.
+    fn sampled(&mut self, _task: usize) {}
+}
+
+impl<F: FnMut(usize)> Tasks for F {
+    fn run(&mut self, task: usize) {
+        self(task);
+    }
+}
+
+/// Runs every task of `0..tasks` in interleaved rounds for about `budget`, and returns each task's timing of one run.
 ///
 /// # Errors
 /// `Internal` when there is nothing to sample.
-pub fn interleaved(tasks: usize, budget: Duration, mut run: impl FnMut(usize)) -> Result<Vec<Timing>, Failure> {
+pub fn interleaved(tasks: usize, budget: Duration, what: &mut impl Tasks) -> Result<Vec<Timing>, Failure> {
     let started = Instant::now();
-    for _ in 1..WARM_UP_ROUNDS {
-        (0..tasks).for_each(&mut run);
+    for round in 1..WARM_UP_ROUNDS {
+        what.begin_round(round);
+        (0..tasks).for_each(|task| what.run(task));
     }
-    let repetitions: Vec<usize> = (0..tasks).map(|task| repetitions(task, &mut run)).collect();
+    what.begin_round(WARM_UP_ROUNDS);
+    let repetitions: Vec<usize> = (0..tasks).map(|task| repetitions(task, what)).collect();
     let mut samples = vec![Vec::new(); tasks];
     for round in 0..MOST_ROUNDS {
         if round >= FEWEST_ROUNDS && started.elapsed() >= budget {
             break;
         }
+        what.begin_round(WARM_UP_ROUNDS + 1 + round);
         for (task, samples) in samples.iter_mut().enumerate() {
-            samples.push(sample(task, repetitions[task], &mut run));
+            samples.push(sample(task, repetitions[task], what));
+            what.sampled(task);
         }
     }
     let timings = samples.into_iter().map(stats::timing).collect::<Option<Vec<_>>>();
@@ -43,17 +61,17 @@ pub fn interleaved(tasks: usize, budget: Duration, mut run: impl FnMut(usize)) -
 }
 
 /// Nanoseconds of one call, from `repetitions` in a row.
-fn sample(task: usize, repetitions: usize, run: &mut impl FnMut(usize)) -> f64 {
+fn sample(task: usize, repetitions: usize, what: &mut impl Tasks) -> f64 {
     let started = Instant::now();
-    (0..repetitions).for_each(|_| run(task));
+    (0..repetitions).for_each(|_| what.run(task));
     started.elapsed().as_nanos() as f64 / repetitions as f64
 }
 
 /// How many calls of a task last as long as a sample must.
-fn repetitions(task: usize, run: &mut impl FnMut(usize)) -> usize {
+fn repetitions(task: usize, what: &mut impl Tasks) -> usize {
     let mut repetitions = 1;
     loop {
-        let whole = sample(task, repetitions, run) * repetitions as f64;
+        let whole = sample(task, repetitions, what) * repetitions as f64;
         if whole >= SHORTEST_SAMPLE.as_nanos() as f64 || repetitions >= 1 << 20 {
             return repetitions;
         }
@@ -73,7 +91,7 @@ mod tests {
     #[test]
     fn a_longer_task_takes_longer_and_the_budget_ends_the_measurement() {
         let started = Instant::now();
-        let timings = interleaved(2, Duration::from_millis(20), |task| {
+        let timings = interleaved(2, Duration::from_millis(20), &mut |task| {
             black_box(spin(if task == 0 { 1_000 } else { 20_000 }));
         })
         .unwrap();
@@ -85,7 +103,7 @@ mod tests {
     #[test]
     fn tasks_take_turns() {
         let mut order = Vec::new();
-        interleaved(2, Duration::ZERO, |task| {
+        interleaved(2, Duration::ZERO, &mut |task| {
             order.push(task);
             std::thread::sleep(SHORTEST_SAMPLE);
         })
@@ -96,12 +114,12 @@ mod tests {
     #[test]
     fn a_task_shorter_than_the_clock_is_repeated() {
         let mut calls = 0;
-        let timings = interleaved(1, Duration::ZERO, |_| calls += 1).unwrap();
+        let timings = interleaved(1, Duration::ZERO, &mut |_| calls += 1).unwrap();
         assert!(calls > 100 && timings[0].median_ns < 1_000.0, "{calls} {timings:?}");
     }
 
     #[test]
     fn measuring_nothing_for_no_tasks_is_empty() {
-        assert!(interleaved(0, Duration::ZERO, |_| {}).unwrap().is_empty());
+        assert!(interleaved(0, Duration::ZERO, &mut |_| {}).unwrap().is_empty());
     }
 }

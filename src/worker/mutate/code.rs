@@ -83,12 +83,13 @@ const RULES: &[Rule] = &rules! {
     "reduction-max-to-min", "a minimum over lanes instead of a maximum", |it| it.renamed("vector.reduction <maxnumf>", "vector.reduction <minnumf>");
     "shuffle-swapped", "a step of a transposition has its operands swapped", |it| it.swapped("vector.shuffle");
     "sqrt-dropped", "no square root", |it| it.renamed("math.sqrt", "math.absf");
-    "round-to-floor", "rounded down instead of to the nearest", |it| it.renamed("math.roundeven", "math.floor");
+    "rounding-dropped", "not rounded to a whole number", |it| it.unrounded();
     "shift-by-other", "an exponent is shifted to the wrong place", |it| it.renamed("arith.shli", "arith.shrui");
     "call-dropped", "a part of the work is not done", |it| it.dropped(&["func.call "]);
     "argument-store-dropped", "a callee gets the argument of the call before", |it| it.dropped(&["llvm.store "]);
     "argument-moved", "an argument is written to the next place", |it| it.moved_argument();
     "value-misplaced", "a value lies 64 bytes further than it should", |it| it.misplaced();
+    "value-overlapping", "a value lies where another one does", |it| it.overlapping();
 };
 
 pub fn mutations(subject: &Subject) -> Vec<Mutation> {
@@ -122,7 +123,8 @@ fn at_place(subject: &Subject, function: &Function, line: usize, rule: &'static 
     let id = format!("code/{}/{}@{same}", subject.short(&function.name), rule.name);
     let description = format!("{}: `{}`", rule.description, shortened(function.lines[line].trim()));
     let body = Body::Code { function: function.name.clone(), line, rule: rule.name };
-    Mutation::new(Family::Code, id, subject.stage_of(&function.name), description, body)
+    let kind = (Family::Code, format!("{}/{}", subject.class(&function.name), rule.name));
+    Mutation::new(kind, id, subject.stage_of(&function.name), description, body)
 }
 
 /// The mutant of this id, whether it is one of those taken or not.
@@ -145,7 +147,8 @@ fn whole_function_mutations(subject: &Subject) -> Vec<Mutation> {
         let id = format!("code/{}/untransposed", subject.short(&it.name));
         let description = "tiles are copied where they should be transposed (K instead of its transpose)".to_owned();
         let body = Body::Code { function: it.name.clone(), line: 0, rule: UNTRANSPOSED };
-        Mutation::new(Family::Code, id, subject.stage_of(&it.name), description, body)
+        let kind = (Family::Code, UNTRANSPOSED.to_owned());
+        Mutation::new(kind, id, subject.stage_of(&it.name), description, body)
     };
     functions.map(mutation).collect()
 }
@@ -174,6 +177,21 @@ pub fn apply(module: &Module, function: &str, line: usize, rule: &str) -> Option
         let new = (rule.rewrite)(&Line { lines, at: line })?;
         lines.splice(line..=line, new);
     }
+    Some(module)
+}
+
+/// The module with a volatile read of `address` before the line.
+pub fn probed(module: &Module, function: &str, line: usize, address: u64) -> Option<Module> {
+    let mut module = module.clone();
+    let lines = &mut module.functions.iter_mut().find(|it| it.name == function)?.lines;
+    let at = Line { lines, at: line };
+    let (indent, [constant, pointer]) = (at.indent().to_owned(), NEW);
+    let probe = [
+        format!("{indent}{constant} = llvm.mlir.constant({address} : i64) : i64"),
+        format!("{indent}{pointer} = llvm.inttoptr {constant} : i64 to !llvm.ptr"),
+        format!("{indent}%mutant2 = llvm.load volatile {pointer} : !llvm.ptr -> f32"),
+    ];
+    lines.splice(line..line, probe);
     Some(module)
 }
 
@@ -292,7 +310,18 @@ impl Line<'_> {
     }
 
     fn fma_first_factor(&self) -> Option<Vec<String>> {
-        if !self.is("vector.fma") {
+        self.first_operand("vector.fma")
+    }
+
+    /// Rounding down instead is no mistake: the reduced argument of exp then lies in 0..ln 2 and its polynomial, though less
+    /// accurate there, stays within the bounds and within four times the error of plain code.
+    fn unrounded(&self) -> Option<Vec<String>> {
+        self.first_operand("math.roundeven")
+    }
+
+    /// The operation's first operand, plus zero, instead of its result.
+    fn first_operand(&self, op: &str) -> Option<Vec<String>> {
+        if !self.is(op) {
             return None;
         }
         let (left, right) = self.text().split_once(" = ")?;
@@ -530,6 +559,13 @@ impl Line<'_> {
 
     fn misplaced(&self) -> Option<Vec<String>> {
         self.element_pointer("i8", 64)
+    }
+
+    fn overlapping(&self) -> Option<Vec<String>> {
+        let text = self.text();
+        let first = self.is("llvm.getelementptr") && text.ends_with(", i8") && !text.contains("[0]");
+        let (left, rest) = first.then(|| text.split_once('['))??;
+        Some(vec![format!("{left}[0]{}", rest.split_once(']')?.1)])
     }
 
     fn element_pointer(&self, kind: &str, by: usize) -> Option<Vec<String>> {

@@ -1,6 +1,7 @@
 //! Wrong calls of right code: what `kernel.json` says about units, argument tables, packed weights and workspaces.
 
 use super::{Body, Mutation, Subject};
+use crate::measure::tamper::Tamper;
 use kernelforge::{
     plan::{
         kernel::{Arg, Entry, Kernel},
@@ -17,7 +18,8 @@ pub fn mutations(subject: &Subject) -> Vec<Mutation> {
         edit(&mut changed);
         if &changed != kernel {
             let body = Body::Host(Box::new(changed));
-            all.push(Mutation::new(Family::Host, format!("host/{id}"), stage, description.to_owned(), body));
+            let kind = (Family::Host, description.to_owned());
+            all.push(Mutation::new(kind, format!("host/{id}"), stage, description.to_owned(), body));
         }
     };
     for (index, stage) in kernel.graph.stages.iter().enumerate() {
@@ -85,10 +87,27 @@ pub fn mutations(subject: &Subject) -> Vec<Mutation> {
     all
 }
 
+/// Wrong measurements of right kernels.
+pub fn measurements() -> impl Iterator<Item = Mutation> {
+    let all = [
+        ("slow-clock", "the clock counts one nanosecond of a thousand", Tamper::SlowClock),
+        ("half-the-units", "timed runs do half of their units", Tamper::HalfTheUnits),
+        ("first-result-kept", "only the first of the timed runs computes anything", Tamper::FirstResultKept),
+    ];
+    all.into_iter().map(|(id, description, tamper)| {
+        let (kind, id) = ((Family::Host, id.to_owned()), format!("host/measured/{id}"));
+        Mutation::new(kind, id, None, description.to_owned(), Body::Measured(tamper))
+    })
+}
+
 type Edit = (&'static str, &'static str, fn(&mut Entry));
 
 fn calls(entry: &Entry) -> Vec<Edit> {
     let mut edits: Vec<Edit> = vec![("never-called", "none of its units is done", |it| it.units = 0)];
+    if entry.workspace > 0 {
+        // Its last bytes alone would be the padding of a row.
+        edits.push(("workspace-halved", "the workspace has half of its size", |it| it.workspace /= 2));
+    }
     if entry.units > 1 {
         edits.push(("last-unit-missing", "the last unit is not done", |it| it.units -= 1));
     }

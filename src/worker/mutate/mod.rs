@@ -11,16 +11,22 @@
 //! of the thread pools in whatever state they are in.
 
 mod code;
+mod equivalence;
 mod host;
 mod module;
 mod oracle;
 mod plans;
+mod recorded;
 mod stages;
 
 use crate::{
     codegen::cpu::{assemble, generate},
     device::cpu::LoadedKernel,
     ir,
+    measure::{
+        benchmark::benchmark,
+        tamper::{self, Tamper},
+    },
     verify::{Request, verify_loaded, weakness::Weakness},
 };
 use kernelforge::{
@@ -29,11 +35,12 @@ use kernelforge::{
     plan::{Plan, kernel::Kernel, stage::StageGraph},
     protocol::{
         Failure, FailureKind, Gate, GateResult, GateStatus, Verdict,
+        corpus::{Case, REPLAYED, Witness},
         mutation::{Evidence, Family, Fate, Judged, KilledBy, Mutant, Proof},
     },
 };
 use module::Module;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A right block: what is mutated, and what mutants are judged by.
 pub struct Subject<'a> {
@@ -50,8 +57,10 @@ enum Body {
     /// A plan file.
     Plan(String),
     Passes(Vec<Pass>),
-    /// Generated instead of the block's stages.
+    /// Generated instead of the block's stages, and judged as if it were they.
     Ir(Box<StageGraph>),
+    /// The same, judged as what it is: the code is right and the stages are not.
+    Graph(Box<StageGraph>),
     Code {
         function: String,
         line: usize,
@@ -59,6 +68,8 @@ enum Body {
     },
     /// The kernel's description, beside the original's machine code.
     Host(Box<Kernel>),
+    /// The kernel is right, its measurement is not.
+    Measured(Tamper),
     Oracle(Weakness),
 }
 
@@ -68,8 +79,10 @@ struct Mutation {
 }
 
 impl Mutation {
-    fn new(family: Family, id: String, stage: Option<&str>, description: String, body: Body) -> Self {
-        Self { mutant: Mutant { id, family, stage: stage.map(str::to_owned), description }, body }
+    /// `kind` without the id's first part.
+    fn new((family, kind): (Family, String), id: String, stage: Option<&str>, description: String, body: Body) -> Self {
+        let kind = format!("{}/{kind}", id.split('/').next().unwrap_or_default());
+        Self { mutant: Mutant { id, family, kind, stage: stage.map(str::to_owned), description }, body }
     }
 }
 
@@ -103,6 +116,7 @@ impl Subject<'_> {
         all.extend(stages::mutations(self));
         all.extend(code::mutations(self));
         all.extend(host::mutations(self));
+        all.extend(host::measurements());
         all.extend(oracle::mutations(self));
         // Two ways to the same id (a limit that is another knob's value): the first one stands.
         let mut seen = std::collections::BTreeSet::new();
@@ -117,9 +131,9 @@ impl Subject<'_> {
     fn mutation(&self, id: &str) -> Option<Mutation> {
         let all = match id.split('/').next()? {
             "plan" => plans::mutations(self),
-            "ir" => stages::mutations(self),
+            "ir" | "graph" => stages::mutations(self),
             "code" => return code::mutation(self, id),
-            "host" => host::mutations(self),
+            "host" => host::mutations(self).into_iter().chain(host::measurements()).collect(),
             _ => oracle::mutations(self),
         };
         all.into_iter().find(|it| it.mutant.id == id)
@@ -155,6 +169,7 @@ pub struct Trial<'a> {
     pub object: &'a [u8],
     pub threads: usize,
     pub seed: u64,
+    pub corpus: &'a [Case],
 }
 
 /// Makes one mutant and puts it through the verifier.
@@ -166,11 +181,22 @@ pub fn judge(built: &Built, trial: Trial, id: &str) -> Result<Judged, Failure> {
         let mutation = subject
             .mutation(id)
             .ok_or_else(|| Failure::new(FailureKind::BadInput, format!("the block has no mutant `{id}`")))?;
+        let code = match &mutation.body {
+            Body::Code { function, line, rule } => Some((function.clone(), *line, *rule)),
+            _ => None,
+        };
+        let graph = matches!(mutation.body, Body::Graph(_));
         let mut judged = mutation.body.judge(subject, trial)?;
-        if judged.fate == Fate::Survived
-            && let Some(reason) = reviewed(&subject.kernel.graph.block, id)
-        {
-            judged.fate = Fate::Equivalent { proof: Proof::Reviewed(reason.to_owned()) };
+        if judged.fate == Fate::Survived {
+            let reviewed = || equivalence::reviewed(&subject.kernel.graph.block, id).map(str::to_owned);
+            let proof = match code {
+                Some((function, line, rule)) => equivalence::prove(subject, trial, (&function, line, rule), id)?,
+                None if graph => reviewed().map(Proof::Reviewed),
+                None => None,
+            };
+            if let Some(proof) = proof {
+                judged.fate = Fate::Equivalent { proof };
+            }
         }
         Ok(judged)
     })
@@ -199,6 +225,18 @@ impl Body {
                 kernel.graph = subject.kernel.graph.clone();
                 judge_patched(subject, &Module::parse(&text), &kernel, trial)
             }
+            Self::Graph(graph) => {
+                let (text, kernel) = match generate(&graph, subject.plan, subject.cpu) {
+                    Ok(generated) => generated,
+                    Err(failure) => return Ok(refused("generating the code", failure.message)),
+                };
+                judge_patched(subject, &Module::parse(&text), &kernel, trial)
+            }
+            Self::Measured(tamper) => {
+                let Trial { object, threads, .. } = trial;
+                let measure = || benchmark(object, subject.kernel, subject.cpu, threads, MEASURED_MS);
+                Ok(from_gates(&tamper::with(tamper, measure)?.checks, subject))
+            }
             Self::Code { function, line, rule } => match code::apply(subject.module, &function, line, rule) {
                 Some(module) => judge_patched(subject, &module, subject.kernel, trial),
                 None => Ok(judged(Fate::Stillborn { message: "the rule does not fit its place".to_owned() })),
@@ -206,7 +244,7 @@ impl Body {
             Self::Host(kernel) => {
                 let verdict = subject
                     .verify(&kernel, subject.plan, trial, || LoadedKernel::load(trial.object, (*kernel).clone()))?;
-                Ok(from_verdict(&verdict, || Ok(false))?)
+                Ok(from_verdict(&verdict, subject, || Ok(false))?)
             }
             Self::Oracle(weakness) => oracle::judge(subject, &weakness, trial),
         }
@@ -221,10 +259,16 @@ impl Subject<'_> {
         trial: Trial,
         load: impl FnOnce() -> Result<LoadedKernel, Failure>,
     ) -> Result<Verdict, Failure> {
-        let Trial { object, threads, seed } = trial;
-        verify_loaded(&Request { object, kernel, plan, block: self.block, cpu: self.cpu, threads, seed }, load)
+        let Trial { object, threads, seed, corpus } = trial;
+        // A mutant of the code is no other generator: its plan at other shapes would be the original's.
+        let generated = plan != self.plan || kernel.graph != self.kernel.graph;
+        let block = self.block;
+        verify_loaded(&Request { object, kernel, plan, block, cpu: self.cpu, threads, seed, corpus, generated }, load)
     }
 }
+
+/// How long a tampered measurement measures.
+const MEASURED_MS: u64 = 10;
 
 /// Mutants that are another plan or other stages from the start: a whole kernel, which claims to be just that.
 fn judge_whole(subject: &Subject, graph: &StageGraph, plan: &Plan, trial: Trial) -> Result<Judged, Failure> {
@@ -238,7 +282,7 @@ fn judge_whole(subject: &Subject, graph: &StageGraph, plan: &Plan, trial: Trial)
         Ok(loaded)
     })?;
     let same = || Ok(generated.as_deref().map(Module::parse).as_ref() == Some(subject.module));
-    from_verdict(&verdict, same)
+    from_verdict(&verdict, subject, same)
 }
 
 /// Mutants that are other code for the block's stages.
@@ -257,11 +301,13 @@ fn judge_patched(subject: &Subject, module: &Module, kernel: &Kernel, trial: Tri
     let verdict = subject
         .verify(kernel, subject.plan, trial, || LoadedKernel::load_patched(trial.object, &patch, kernel.clone()))?;
     // The same part of the original, so that the same bytes mean the same program.
-    from_verdict(&verdict, || Ok(kernel == subject.kernel && assemble(&subject.module.patch(&changed))? == patch))
+    from_verdict(&verdict, subject, || {
+        Ok(kernel == subject.kernel && assemble(&subject.module.patch(&changed))? == patch)
+    })
 }
 
 fn judged(fate: Fate) -> Judged {
-    Judged { fate, stages: Vec::new() }
+    Judged { fate, stages: Vec::new(), witnesses: Vec::new() }
 }
 
 /// Killed before it was a kernel.
@@ -270,13 +316,34 @@ fn refused(case: &str, message: String) -> Judged {
     judged(Fate::Killed { by: KilledBy::Validation, evidence, gates: Vec::new() })
 }
 
-fn from_verdict(verdict: &Verdict, same_code: impl FnOnce() -> Result<bool, Failure>) -> Result<Judged, Failure> {
-    let failed: Vec<&GateResult> = verdict.gates.iter().filter(|it| it.status != GateStatus::Passed).collect();
+fn from_verdict(
+    verdict: &Verdict,
+    subject: &Subject,
+    same_code: impl FnOnce() -> Result<bool, Failure>,
+) -> Result<Judged, Failure> {
+    let mut judged = from_gates(&verdict.gates, subject);
+    if judged.fate == Fate::Survived {
+        if !verdict.accepted {
+            return Ok(refused("verdict", "no gate was run".to_owned()));
+        }
+        if same_code()? {
+            judged.fate = Fate::Equivalent { proof: Proof::IdenticalCode };
+        }
+    }
+    Ok(judged)
+}
+
+fn from_gates(results: &[GateResult], subject: &Subject) -> Judged {
+    let failed: Vec<&GateResult> = results.iter().filter(|it| it.status != GateStatus::Passed).collect();
     let mut gates: Vec<Gate> = failed.iter().map(|it| it.gate).collect();
+    gates.sort();
     gates.dedup();
     let fate = match failed.first() {
         Some(first) => Fate::Killed {
-            by: killed_by(first.gate),
+            by: match failed.iter().all(|it| it.case.starts_with(REPLAYED)) {
+                true => KilledBy::RegressionCase,
+                false => killed_by(first.gate),
+            },
             evidence: Evidence {
                 gate: Some(first.gate),
                 stage: first.stage.clone(),
@@ -285,74 +352,42 @@ fn from_verdict(verdict: &Verdict, same_code: impl FnOnce() -> Result<bool, Fail
             },
             gates,
         },
-        None if !verdict.accepted => return Ok(refused("verdict", "no gate was run".to_owned())),
-        None if same_code()? => Fate::Equivalent { proof: Proof::IdenticalCode },
         None => Fate::Survived,
     };
     let mut stages: BTreeMap<&str, f64> = BTreeMap::new();
-    for it in &verdict.gates {
+    for it in results {
         if let (Some(stage), Some(ratio)) = (&it.stage, it.worst_ratio) {
             let worst = stages.entry(stage).or_default();
             *worst = worst.max(ratio);
         }
     }
-    Ok(Judged { fate, stages: stages.into_iter().map(|(name, ratio)| (name.to_owned(), ratio)).collect() })
+    let stages = stages.into_iter().map(|(name, ratio)| (name.to_owned(), ratio)).collect();
+    Judged { fate, stages, witnesses: witnesses(&failed, subject) }
 }
 
-fn killed_by(gate: Gate) -> KilledBy {
+/// A case as its gate names it, without what a sample of rows adds.
+fn plain_case(case: &str) -> String {
+    case.split(", ").next().unwrap_or_default().to_owned()
+}
+
+/// The one input that rejected a mutant, under every gate that it did: nothing if there were several, or one that needs no replay.
+fn witnesses(failed: &[&GateResult], subject: &Subject) -> Vec<Witness> {
+    let witness = |it: &&GateResult| {
+        let stage = subject.kernel.graph.stage(it.stage.as_deref()?)?;
+        let seeded = matches!(it.gate, Gate::V1Exactness | Gate::V2Bound | Gate::V3ErrorRatio | Gate::V6Relations);
+        let witness = Witness { gate: it.gate, op: stage.op.name().to_owned(), case: plain_case(&it.case) };
+        (seeded && !it.case.starts_with(REPLAYED)).then_some(witness)
+    };
+    let all: Option<BTreeSet<Witness>> = failed.iter().map(witness).collect();
+    let all = all.unwrap_or_default();
+    let inputs: BTreeSet<(&str, &str)> = all.iter().map(|it| (it.op.as_str(), it.case.as_str())).collect();
+    if inputs.len() == 1 { all.into_iter().collect() } else { Vec::new() }
+}
+
+const fn killed_by(gate: Gate) -> KilledBy {
     match gate {
         Gate::V0Legality => KilledBy::Validation,
         Gate::V4Memory => KilledBy::Memory,
         _ => KilledBy::NumericMismatch,
-    }
-}
-
-/// The reviewed list's reason why `id` is no mistake.
-fn reviewed(block: &str, id: &str) -> Option<&'static str> {
-    let full = format!("{block}/{id}");
-    let lines = include_str!("equivalent.txt").lines().filter(|it| !it.starts_with('#'));
-    lines
-        .filter_map(|it| it.split_once(": "))
-        .find(|it| [id, &full].iter().any(|id| matches(it.0.trim(), id)))
-        .map(|it| it.1.trim())
-}
-
-/// `*` stands for any text without `/`.
-fn matches(pattern: &str, id: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let Some(mut rest) = parts.next().and_then(|it| id.strip_prefix(it)) else { return false };
-    let parts: Vec<&str> = parts.collect();
-    for (index, part) in parts.iter().enumerate() {
-        let last = index + 1 == parts.len();
-        let end = match rest.find('/') {
-            Some(slash) if !part.contains('/') => slash,
-            _ => rest.len(),
-        };
-        let found = if last { rest.ends_with(part).then(|| rest.len() - part.len()) } else { rest[..end].find(part) };
-        let Some(at) = found.filter(|at| !rest[..*at].contains('/')) else { return false };
-        rest = &rest[at + part.len()..];
-    }
-    rest.is_empty()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_star_stands_for_text_without_a_slash() {
-        assert!(matches("code/tile_*/x@*", "code/tile_8x48_1/x@3"));
-        assert!(matches("code/a/b", "code/a/b"));
-        assert!(!matches("code/*", "code/a/b"));
-        assert!(!matches("code/a", "code/a/b"));
-        assert!(!matches("code/*/y@1", "code/a/x@1"));
-    }
-
-    #[test]
-    fn every_line_of_the_reviewed_list_says_why() {
-        for line in include_str!("equivalent.txt").lines().filter(|it| !it.starts_with('#')) {
-            let (id, reason) = line.split_once(": ").unwrap_or_default();
-            assert!(id.contains('/') && reason.len() > 20, "{line}");
-        }
     }
 }

@@ -1,7 +1,7 @@
 //! A wrong verifier. Each way to weaken it must change a verdict: if no kernel of a standing set of wrong ones is accepted by
 //! the weakened verifier and rejected by the real one, that part of the verifier does nothing.
 
-use super::{Body, Mutation, Subject, Trial, code, judged, module::Module, stages};
+use super::{Body, Mutation, Subject, Trial, code, judged, killed_by, module::Module, recorded, stages};
 use crate::{
     codegen::cpu::{assemble, generate},
     device::cpu::LoadedKernel,
@@ -13,8 +13,8 @@ use kernelforge::{
         stage::{StageGraph, StageOp},
     },
     protocol::{
-        Failure, GateStatus,
-        mutation::{Evidence, Family, Fate, Judged, KilledBy},
+        Failure, GateResult, GateStatus,
+        mutation::{Evidence, Family, Fate, Judged},
     },
 };
 
@@ -28,6 +28,7 @@ pub fn mutations(subject: &Subject) -> Vec<Mutation> {
             "the candidate is compared with itself".to_owned(),
             Weakness::ComparedWithItself,
         ),
+        ("fixed-seed".to_owned(), "the inputs are the same every time".to_owned(), Weakness::FixedSeed),
     ];
     for stage in &subject.kernel.graph.stages {
         let weakness = Weakness::StageSkipped(stage.name.clone());
@@ -35,7 +36,12 @@ pub fn mutations(subject: &Subject) -> Vec<Mutation> {
     }
     let mutation = |(id, description, weakness): (String, String, Weakness)| {
         let stage = if let Weakness::StageSkipped(stage) = &weakness { Some(stage.clone()) } else { None };
-        Mutation::new(Family::Oracle, format!("oracle/{id}"), stage.as_deref(), description, Body::Oracle(weakness))
+        let kind = match stage.as_deref().and_then(|it| subject.kernel.graph.stage(it)) {
+            Some(stage) => format!("skipped/{}", stage.op.name()),
+            None => id.clone(),
+        };
+        let (kind, id) = ((Family::Oracle, kind), format!("oracle/{id}"));
+        Mutation::new(kind, id, stage.as_deref(), description, Body::Oracle(weakness))
     };
     all.into_iter().map(mutation).collect()
 }
@@ -48,6 +54,9 @@ struct Wrong {
 }
 
 pub fn judge(subject: &Subject, weakness: &Weakness, trial: Trial) -> Result<Judged, Failure> {
+    if *weakness == Weakness::FixedSeed {
+        return recorded::judge(subject, trial);
+    }
     for wrong in standing(subject, weakness) {
         let changed = wrong.module.changed(subject.module);
         let Ok(patch) = assemble(&wrong.module.patch(&changed)) else { continue };
@@ -59,18 +68,24 @@ pub fn judge(subject: &Subject, weakness: &Weakness, trial: Trial) -> Result<Jud
             continue;
         }
         let real = verify()?;
-        if let Some(failed) = real.gates.iter().find(|it| it.status != GateStatus::Passed) {
-            let evidence = Evidence {
-                gate: Some(failed.gate),
-                stage: failed.stage.clone(),
-                case: failed.case.clone(),
-                message: format!("the weakened verifier accepts {}; the real one: {}", wrong.what, failed.message),
-            };
-            // Not a gate's merit: the list of gates stays empty.
-            return Ok(judged(Fate::Killed { by: KilledBy::Validation, evidence, gates: Vec::new() }));
+        if let Some(killed) = unmasked(&wrong.what, &real.gates) {
+            return Ok(killed);
         }
     }
     Ok(judged(Fate::Survived))
+}
+
+/// The weakness is found out: the weakened verifier accepts `what`, and by these results the real one does not.
+pub fn unmasked(what: &str, real: &[GateResult]) -> Option<Judged> {
+    let failed = real.iter().find(|it| it.status != GateStatus::Passed)?;
+    let evidence = Evidence {
+        gate: Some(failed.gate),
+        stage: failed.stage.clone(),
+        case: failed.case.clone(),
+        message: format!("the weakened verifier accepts {what}; the real one: {}", failed.message),
+    };
+    // Not a gate's merit: the list of gates stays empty.
+    Some(judged(Fate::Killed { by: killed_by(failed.gate), evidence, gates: Vec::new() }))
 }
 
 /// Wrong kernels tried for one weakness. The first one shows most of them.

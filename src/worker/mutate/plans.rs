@@ -18,7 +18,12 @@ pub fn mutations(subject: &Subject) -> Vec<Mutation> {
     let Ok(plan) = serde_json::to_value(subject.plan) else { return Vec::new() };
     let mut all = Vec::new();
     let mut push = |id: String, stage: Option<&str>, description: String, plan: Value| {
-        all.push(Mutation::new(Family::Plan, format!("plan/{id}"), stage, description, Body::Plan(plan.to_string())));
+        // The same knob and the same reason, in whatever stage and with whatever value.
+        let mistake = id.rsplit('/').next().unwrap_or_default();
+        let mistake = mistake.split_once('=').map_or(mistake, |it| it.0);
+        let reason = description.split_once(": ").map_or("", |it| it.1);
+        let kind = (Family::Plan, format!("{mistake} {reason}").trim().to_owned());
+        all.push(Mutation::new(kind, format!("plan/{id}"), stage, description, Body::Plan(plan.to_string())));
     };
     for (stage, schedule) in &subject.plan.stages {
         for (knob, what, value) in wrong_knobs(schedule, subject.cpu) {
@@ -171,8 +176,9 @@ fn pipelines(subject: &Subject) -> Vec<Mutation> {
             ));
         }
     }
-    let mutation = |(id, description, passes)| {
-        Mutation::new(Family::Plan, format!("plan/{id}"), None, description, Body::Passes(passes))
+    let mutation = |(id, description, passes): (String, String, Vec<Pass>)| {
+        let kind = (Family::Plan, id.clone());
+        Mutation::new(kind, format!("plan/{id}"), None, description, Body::Passes(passes))
     };
     all.into_iter().map(mutation).collect()
 }

@@ -1,4 +1,5 @@
-//! Wrong meanings: code is generated from stages that differ from the block's in one thing, and judged against the block.
+//! Wrong meanings: code is generated from stages that differ from the block's in one thing. Judged against the block's own
+//! stages (`ir/`) the code is wrong; judged against the changed ones (`graph/`) it is right, and only their meaning is not.
 
 use super::{Body, Mutation, Subject};
 use kernelforge::{
@@ -32,9 +33,18 @@ impl Edits<'_> {
         let stage = &mut graph.stages[self.index];
         edit(stage);
         if *stage != self.graph.stages[self.index] {
-            let name = stage.name.clone();
-            let body = Body::Ir(Box::new(graph));
-            self.all.push(Mutation::new(Family::Ir, format!("ir/{name}/{id}"), Some(&name), description.into(), body));
+            let (name, description) = (stage.name.clone(), description.into());
+            let mistake = if id.starts_with("operand-") { "operand" } else { id };
+            let kind = (Family::Ir, format!("{}/{mistake}", self.graph.stages[self.index].op.name()));
+            let mut push = |id: String, description: String, body| {
+                self.all.push(Mutation::new(kind.clone(), id, Some(&name), description, body));
+            };
+            push(format!("ir/{name}/{id}"), description.clone(), Body::Ir(Box::new(graph.clone())));
+            // Stages whose operands do not fit have no reference.
+            if id != "depth-minus-one" {
+                let description = format!("the passes' result is wrong: {description}");
+                push(format!("graph/{name}/{id}"), description, Body::Graph(Box::new(graph)));
+            }
         }
     }
 
@@ -72,6 +82,8 @@ impl Edits<'_> {
                 self.op("scale-squared", "the scores are scaled by 1 / d", with(scale * scale));
                 self.op("scale-of-d-plus-1", "scaled by 1 / sqrt(d + 1)", with(scale * (d / (d + 1.0)).sqrt()));
                 self.op("scale-of-d-minus-1", "scaled by 1 / sqrt(d - 1)", with(scale * (d / (d - 1.0)).sqrt()));
+                let off = scale * (1.0 + 2f64.powi(-20));
+                self.op("scale-slightly-off", "the scale is off by one part in 2^20", with(off));
                 self.op("scale-negative", "the largest score becomes the smallest", with(-scale));
                 self.op("uniform", "every key gets the same weight", with(0.0));
                 let mask = StageOp::Attention { batch, seq, heads, kv_heads, head_dim, causal: !causal, scale };
@@ -200,8 +212,9 @@ impl Edits<'_> {
     }
 }
 
-fn epsilons(eps: f64) -> [(&'static str, f64); 4] {
+fn epsilons(eps: f64) -> [(&'static str, f64); 5] {
     [
+        ("epsilon-slightly-off", eps * (1.0 + 2f64.powi(-17))),
         ("epsilon-times-10", eps * 10.0),
         ("epsilon-divided-by-10", eps / 10.0),
         ("epsilon-missing", 0.0),

@@ -140,6 +140,12 @@ pub fn weight_error(keys: usize, p: f64, error: f64) -> f64 {
     error + gamma(keys) * (p + error)
 }
 
+/// o = p V over at most `keys` keys, `magnitude` the sum of [`weight_error`] |v|: the last rounding, and what any of the
+/// products leaves below the normal range.
+pub fn weighted(keys: usize, magnitude: f64, reference: f64) -> f64 {
+    rounded(magnitude, reference) + keys as f64 * ETA
+}
+
 /// A normalised row: y = (x - mu) r g + b, without mu and b for RMS norm.
 #[derive(Debug, Clone, Copy)]
 pub struct NormRow {
@@ -153,17 +159,22 @@ pub struct NormRow {
 }
 
 impl NormRow {
-    /// E_mu = gamma_n mean|x| + u |mu|; d = x - mu, E_d = E_mu + u |d|;
+    /// E_mu = gamma_n mean|x| + u |mu|; d = x - mu, E_d = E_mu + u (|d| + E_mu);
     /// E_v = mean(2 |d| E_d + E_d^2) + gamma_(n+2) mean((|d| + E_d)^2) for the two-pass variance. A one-pass variance,
     /// mean(x^2) - mu^2, is no correct kernel here and breaks the bound on near-constant rows.
     pub fn layer_norm(row: &[f64], eps: f64) -> Self {
         let n = row.len() as f64;
         let mean = row.iter().sum::<f64>() / n;
-        let mean_error = gamma(row.len()) * row.iter().map(|it| it.abs()).sum::<f64>() / n + U * mean.abs();
+        let mean_error = match row.len() {
+            // A single element is its own mean. Without this no row of one large element could be judged.
+            1 => 0.0,
+            // Each step of the sum may vanish, n eta in all, and so may the quotient.
+            count => gamma(count) * row.iter().map(|it| it.abs()).sum::<f64>() / n + U * mean.abs() + 2.0 * ETA,
+        };
         let (mut variance, mut carried, mut squares) = (0.0, 0.0, 0.0);
         for x in row {
             let d = (x - mean).abs();
-            let error = mean_error + U * d;
+            let error = Self::deviation_error(mean_error, d);
             variance += d * d;
             carried += 2.0 * d * error + error * error;
             squares += (d + error) * (d + error);
@@ -178,25 +189,31 @@ impl NormRow {
         Self::new(0.0, 0.0, square, gamma(row.len() + 2) * square, eps)
     }
 
+    /// E_d = E_mu + u (|d| + E_mu) + eta. Without a mean nothing is subtracted.
+    fn deviation_error(mean_error: f64, d: f64) -> f64 {
+        if mean_error == 0.0 { 0.0 } else { rounded(mean_error, d) }
+    }
+
     /// E_r = (v + eps - E_v)^(-1/2) - r + 3u (r + E_r): square root, division, and the sum v + eps with its rounded eps,
     /// which halve under the root.
     fn new(mean: f64, mean_error: f64, variance: f64, variance_error: f64, eps: f64) -> Self {
         let rstd = (variance + eps).sqrt().recip();
-        let least = variance + eps - variance_error - ETA;
+        let least = variance + eps - variance_error - 2.0 * ETA;
         let carried = if least > 0.0 { least.sqrt().recip() - rstd } else { f64::INFINITY };
         let rstd_error = carried + 3.0 * U * (rstd + carried);
         Self { mean, rstd, mean_error, rstd_error }
     }
 
     /// The element's value and its bound: E_y = |g| (E_d (r + E_r) + |d| E_r) + 3u |d r g| + 2u |y|, b = 0 for RMS norm.
-    /// The three roundings of the product are relative to the product, because a bias can cancel it.
+    /// The three roundings of the product are relative to the product, because a bias can cancel it. What vanishes before
+    /// the gain is multiplied by it.
     pub fn element(&self, x: f64, gain: f64, bias: f64) -> (f64, f64) {
         let d = x - self.mean;
-        let error_d = if self.mean_error == 0.0 { 0.0 } else { self.mean_error + U * (d.abs() + self.mean_error) };
+        let error_d = Self::deviation_error(self.mean_error, d);
         let scaled = d * self.rstd * gain;
         let value = scaled + bias;
         let carried = gain.abs() * (error_d * (self.rstd + self.rstd_error) + d.abs() * self.rstd_error);
-        (value, carried + gamma(3) * (scaled.abs() + carried) + 2.0 * U * value.abs() + 3.0 * ETA)
+        (value, carried + gamma(3) * (scaled.abs() + carried) + 2.0 * U * value.abs() + (gain.abs() + 2.0) * ETA)
     }
 }
 

@@ -2,11 +2,7 @@
 //! the bound is worth having. Each test prints the largest error / bound that it saw (`--nocapture`).
 
 use super::*;
-use crate::verify::{
-    functions,
-    inputs::Source,
-    interpreter::{Order, activate},
-};
+use crate::verify::{emulation::activate, functions, inputs::Source, interpreter::Order};
 
 /// The largest error / bound, after checking that none is above 1.
 #[derive(Default)]

@@ -1,11 +1,20 @@
 //! What the gates need of a kernel: a graph, tensors to fill and read, and two ways to run it. The gates know nothing of
 //! object files, so their own tests run them on an interpreter that can be made wrong in every way of the catalogue.
 
-use crate::device::{cpu::LoadedKernel, memory::Memory, threads::Threads};
+use crate::device::{
+    cpu::LoadedKernel,
+    guard::{Edge, Escape, announced},
+    memory::Memory,
+    threads::Threads,
+};
 use kernelforge::{
-    plan::stage::{StageGraph, TensorId},
+    plan::{
+        kernel::{Arg, Kernel},
+        stage::{StageGraph, TensorId},
+    },
     protocol::Failure,
 };
+use std::ffi::CString;
 
 /// The tensors of a graph. Shapes and roles are the graph's.
 pub trait Tensors {
@@ -32,6 +41,27 @@ pub trait Candidate: Tensors {
     fn block(&mut self);
     /// Overwrites values, outputs and working memory; leaves inputs, weights and packed weights.
     fn poison(&mut self, value: f32);
+    /// How it left its buffers since this was asked last, for those who can tell.
+    fn escapes(&mut self) -> Vec<Left> {
+        Vec::new()
+    }
+}
+
+/// A buffer that was left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Left {
+    pub call: Call,
+    /// In words: the tensor's name, `packed` and the weight's, or the workspace.
+    pub buffer: String,
+    pub escape: Escape,
+}
+
+/// Which entry ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Call {
+    Prepare,
+    Stage(usize),
+    Block,
 }
 
 /// A compiled kernel with memory to run in.
@@ -41,14 +71,40 @@ pub struct Compiled<'a> {
     threads: Threads,
     /// The block entry is for one thread; on more, a block is its stages.
     alone: Threads,
+    left: Vec<Left>,
+    /// What is said if a call ends the process: of packing, of each stage, of the block.
+    names: Vec<CString>,
 }
 
 impl<'a> Compiled<'a> {
+    /// `edge`: where its buffers touch protected pages, if they are to.
+    ///
     /// # Errors
     /// `OutOfMemory`, or `Internal` when threads cannot be started.
-    pub fn new(kernel: &'a LoadedKernel, threads: usize) -> Result<Self, Failure> {
-        let memory = Memory::new(kernel.kernel(), threads)?;
-        Ok(Self { kernel, memory, threads: Threads::new(threads)?, alone: Threads::new(1)? })
+    pub fn new(kernel: &'a LoadedKernel, threads: usize, edge: Option<Edge>) -> Result<Self, Failure> {
+        let memory = Memory::new(kernel.kernel(), threads, edge)?;
+        let stages = kernel.kernel().graph.stages.iter().map(|it| format!("stage `{}`", it.name));
+        let names = ["packing".to_owned(), "the block".to_owned()].into_iter().chain(stages);
+        // No name has a NUL: they are identifiers.
+        let names = names.map(|it| CString::new(it).unwrap_or_default()).collect();
+        let (threads, alone) = (Threads::new(threads)?, Threads::new(1)?);
+        Ok(Self { kernel, memory, threads, alone, left: Vec::new(), names })
+    }
+
+    /// Asked after every call, so that the call is known.
+    fn note(&mut self, call: Call) {
+        for (buffer, escape) in self.memory.escapes() {
+            let Kernel { graph, packed, .. } = self.kernel.kernel();
+            let buffer = match buffer {
+                Arg::Tensor(id) => format!("`{}`", graph.tensor(id).name),
+                Arg::Packed(index) => format!("packed `{}`", graph.tensor(packed[index].weight).name),
+                Arg::Workspace => "the workspace".to_owned(),
+            };
+            let left = Left { call, buffer, escape };
+            if !self.left.contains(&left) {
+                self.left.push(left);
+            }
+        }
     }
 }
 
@@ -70,11 +126,13 @@ impl Candidate for Compiled<'_> {
     fn prepare(&mut self) {
         // NaN shows padding that the prepare entry left unwritten and that a stage then reads.
         self.memory.packed.iter_mut().for_each(|it| it.fill(f32::NAN));
-        self.kernel.prepare(&mut self.memory, &self.threads);
+        announced(&self.names[0], || self.kernel.prepare(&mut self.memory, &self.threads));
+        self.note(Call::Prepare);
     }
 
     fn stage(&mut self, index: usize) {
-        self.kernel.stage(index, &mut self.memory, &self.threads);
+        announced(&self.names[2 + index], || self.kernel.stage(index, &mut self.memory, &self.threads));
+        self.note(Call::Stage(index));
     }
 
     fn units(&self, index: usize) -> usize {
@@ -82,14 +140,20 @@ impl Candidate for Compiled<'_> {
     }
 
     fn stage_units(&mut self, index: usize, begin: usize, end: usize) {
-        self.kernel.stage_units(index, begin..end, &mut self.memory);
+        announced(&self.names[2 + index], || self.kernel.stage_units(index, begin..end, &mut self.memory));
+        self.note(Call::Stage(index));
     }
 
     fn block(&mut self) {
-        self.kernel.block(&mut self.memory, &self.alone);
+        announced(&self.names[1], || self.kernel.block(&mut self.memory, &self.alone));
+        self.note(Call::Block);
     }
 
     fn poison(&mut self, value: f32) {
         self.memory.poison(value);
+    }
+
+    fn escapes(&mut self) -> Vec<Left> {
+        std::mem::take(&mut self.left)
     }
 }

@@ -65,6 +65,8 @@ fn judge(block: &BlockSpec, graph: &StageGraph, threads: usize) -> Verdict {
         cpu: &cpu,
         threads,
         seed: 17,
+        corpus: &[],
+        generated: true,
     };
     verify(&request).unwrap()
 }
@@ -96,8 +98,17 @@ fn a_plan_beyond_the_cpu_never_runs() {
         }
     }
     // An object that is none: loading it would be an error, so accepting nothing shows that it was not loaded.
-    let request =
-        Request { object: &[], kernel: &compiled.kernel, plan: &plan, block: &block, cpu: &cpu, threads: 1, seed: 1 };
+    let request = Request {
+        object: &[],
+        kernel: &compiled.kernel,
+        plan: &plan,
+        block: &block,
+        cpu: &cpu,
+        threads: 1,
+        seed: 1,
+        corpus: &[],
+        generated: true,
+    };
     let verdict = verify(&request).unwrap();
     assert!(!verdict.accepted && verdict.gates.iter().all(|it| it.gate == Gate::V0Legality), "{verdict:#?}");
     let message = &verdict.gates.iter().find(|it| it.status == GateStatus::Failed).unwrap().message;
@@ -153,6 +164,8 @@ fn verifying_gpt2_small() {
         cpu: &cpu,
         threads: 1,
         seed: 17,
+        corpus: &[],
+        generated: true,
     };
     let started = std::time::Instant::now();
     let verdict = verify(&request).unwrap();

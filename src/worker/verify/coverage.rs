@@ -8,7 +8,7 @@ use kernelforge::plan::stage::StageOp;
 pub const FULL: u64 = 20_000_000_000;
 
 /// The same for each further input regime, and for the exact cases.
-pub const LIGHT: u64 = 150_000_000;
+pub const LIGHT: u64 = 50_000_000;
 
 /// Never fewer rows than this: the first, the last, and two that a wrong kernel cannot know.
 const FEWEST: usize = 4;

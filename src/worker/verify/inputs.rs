@@ -16,25 +16,55 @@ pub enum Regime {
     Normal,
     /// Rows that hardly vary: layer-norm variance close to epsilon, uniform attention.
     NearConstant,
+    /// Rows around zero with a variance of epsilon: what it is shows in every element, and no mean hides it.
+    NearEpsilon,
     /// Logits far apart, rows ruled by few elements.
     Peaky,
     /// Magnitudes around 2^30.
     Large,
     /// Magnitudes around 2^-30.
     Small,
+    /// Numbers below the normal range: whole rows for what works row by row, one in each row for products, whose time
+    /// many of them would multiply.
+    Subnormal,
+    /// Equal logits far below zero: without the maximum subtracted, and with one that starts at zero, no weight is left.
+    Sunk,
 }
 
 impl Regime {
     /// The regimes that a stage is given beside what it receives in the block.
-    pub const SYNTHETIC: [Self; 4] = [Self::NearConstant, Self::Peaky, Self::Large, Self::Small];
+    pub const SYNTHETIC: [Self; 7] =
+        [Self::NearConstant, Self::NearEpsilon, Self::Peaky, Self::Large, Self::Small, Self::Subnormal, Self::Sunk];
+
+    /// The seed of this regime's tensors in a verification of this seed.
+    pub fn seed(self, seed: u64) -> u64 {
+        let lane = Self::SYNTHETIC.iter().position(|it| *it == self).map_or(0, |it| it as u64 + 1);
+        seed.wrapping_add(lane)
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::SYNTHETIC.into_iter().chain([Self::Normal]).find(|it| it.name() == name)
+    }
+
+    /// Whether the regime is one for this kind of stage.
+    pub const fn applies(self, op: &StageOp) -> bool {
+        match self {
+            Self::Sunk => matches!(op, StageOp::Attention { .. }),
+            Self::NearEpsilon => matches!(op, StageOp::LayerNorm { .. } | StageOp::RmsNorm { .. }),
+            _ => true,
+        }
+    }
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Normal => "normal",
             Self::NearConstant => "near-constant rows",
+            Self::NearEpsilon => "variance near epsilon",
             Self::Peaky => "peaky",
             Self::Large => "large magnitudes",
             Self::Small => "small magnitudes",
+            Self::Subnormal => "subnormal numbers",
+            Self::Sunk => "logits far below zero",
         }
     }
 }
@@ -129,7 +159,8 @@ pub fn fill_stage(tensors: &mut dyn Tensors, stage: &Stage, regime: Regime, seed
         let mut source = Source::new(seed, 0x5eed_0000 + id.0 as u64);
         let shape = row_shape(&stage.op, position, width, regime);
         for row in tensors.tensor_mut(id).chunks_mut(width) {
-            let offset = shape.offset * source.sign();
+            // Logits of one sign need operands of one sign.
+            let offset = if regime == Regime::Sunk { shape.offset } else { shape.offset * source.sign() };
             row.fill_with(|| offset + shape.deviation * source.normal());
             if shape.outlier != 1.0 {
                 let at = source.below(width);
@@ -158,14 +189,26 @@ fn row_shape(op: &StageOp, position: usize, width: usize, regime: Regime) -> Row
             RowShape { offset: decidable.min(1.0) as f32, deviation: deviation as f32, outlier: 1.0 }
         }
         (StageOp::RmsNorm { eps, .. }, Regime::NearConstant) => plain(eps.sqrt() as f32),
+        (StageOp::LayerNorm { eps, .. } | StageOp::RmsNorm { eps, .. }, Regime::NearEpsilon) => {
+            plain(eps.sqrt() as f32)
+        }
         // Keys that hardly differ make uniform weights.
         (StageOp::Attention { .. }, Regime::NearConstant) if position == 1 => plain(1.0 / 1024.0),
         // Logits of a deviation around 64: one key takes all the weight, and exp without the maximum subtracted overflows.
         (StageOp::Attention { .. }, Regime::Peaky) if position < 2 => plain(8.0),
+        (StageOp::Attention { scale, head_dim, .. }, Regime::Sunk) if position < 2 => {
+            // q.k scaled is -256, below which exp is no number of f32; powers of two, so that it is the same for every key.
+            let offset = (256.0 / (scale.abs() * *head_dim as f64)).sqrt().log2().ceil().exp2() as f32;
+            RowShape { offset: if position == 0 { -offset } else { offset }, deviation: 0.0, outlier: 1.0 }
+        }
+        (StageOp::Matmul { .. } | StageOp::Mlp { .. } | StageOp::Attention { .. }, Regime::Subnormal) => {
+            RowShape { offset: 0.0, deviation: 1.0, outlier: 2f32.powi(-140) }
+        }
+        (_, Regime::Subnormal) => plain(2f32.powi(-132)),
         // Logits of 2^60 have a bound that is not finite; the values can be large all the same.
         (StageOp::Attention { .. }, Regime::Large) if position < 2 => plain(1.0),
         (StageOp::Attention { .. }, Regime::Peaky | Regime::NearConstant) => plain(1.0),
-        (_, Regime::Normal) => plain(1.0),
+        (_, Regime::Normal | Regime::Sunk | Regime::NearEpsilon) => plain(1.0),
         (_, Regime::NearConstant) => RowShape { offset: 1.0, deviation: 1.0 / 1024.0, outlier: 1.0 },
         (_, Regime::Peaky) => RowShape { offset: 0.0, deviation: 1.0, outlier: 256.0 },
         (_, Regime::Large) => plain(large),

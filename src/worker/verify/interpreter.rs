@@ -1,7 +1,10 @@
 //! A deliberately naive f32 interpreter of stages: what the gates' own tests judge. It can be made wrong in each way that a
 //! kernel can be; right, it shows that the bounds raise no false alarm.
 
-use super::candidate::{Candidate, Tensors};
+use super::{
+    candidate::{Candidate, Tensors},
+    emulation::activate,
+};
 use kernelforge::{
     manifest::spec::Activation,
     plan::stage::{Role, StageGraph, StageOp, TensorId},
@@ -45,10 +48,14 @@ pub enum Wrong {
     ReadsOutput,
     NoDownBias,
     GateAndUpSwapped,
+    /// Off by one part in 2^20: within the bound of any product.
+    ScaleSlightlyOff,
+    /// The last row is computed in another order, and so is a little different.
+    LastRowInAnotherOrder,
 }
 
 impl Wrong {
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::UntransposedKeys,
         Self::AllNan,
         Self::UniformAttention,
@@ -77,6 +84,8 @@ impl Wrong {
         Self::ReadsOutput,
         Self::NoDownBias,
         Self::GateAndUpSwapped,
+        Self::ScaleSlightlyOff,
+        Self::LastRowInAnotherOrder,
     ];
 }
 
@@ -88,10 +97,27 @@ pub enum Order {
     Pairwise,
     /// Sixteen accumulators, fused multiply-adds.
     Lanes,
+    /// Forward, on hardware that makes every result below the normal range zero.
+    Flushing,
 }
 
 impl Order {
-    pub const ALL: [Self; 4] = [Self::Forward, Self::Backward, Self::Pairwise, Self::Lanes];
+    pub const ALL: [Self; 5] = [Self::Forward, Self::Backward, Self::Pairwise, Self::Lanes, Self::Flushing];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Backward => "backward",
+            Self::Pairwise => "pairwise",
+            Self::Lanes => "lanes",
+            Self::Flushing => "flushing",
+        }
+    }
+
+    /// What becomes of the result of an operation.
+    pub fn result(self, value: f32) -> f32 {
+        if self == Self::Flushing && value.is_subnormal() { 0.0 } else { value }
+    }
 
     /// The sum of `term(0..n)`, each a product of two numbers.
     pub fn dot(self, n: usize, term: &dyn Fn(usize) -> (f32, f32)) -> f32 {
@@ -102,6 +128,7 @@ impl Order {
         match self {
             Self::Forward => (0..n).map(product).sum(),
             Self::Backward => (0..n).rev().map(product).sum(),
+            Self::Flushing => (0..n).fold(0.0, |sum, it| self.result(sum + self.result(product(it)))),
             Self::Pairwise => Self::pairwise(0, n, &product),
             Self::Lanes => {
                 let mut sums = [0f32; 16];
@@ -120,16 +147,6 @@ impl Order {
             1 => product(from),
             n => Self::pairwise(from, from + n / 2, product) + Self::pairwise(from + n / 2, to, product),
         }
-    }
-}
-
-/// f(x) in f32, by the plain formulas and the libm of f32.
-pub fn activate(function: Activation, x: f32) -> f32 {
-    match function {
-        Activation::Gelu => 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2)),
-        Activation::GeluTanh => 0.5 * x * (1.0 + (0.797_884_6 * (x + 0.044_715 * x * x * x)).tanh()),
-        Activation::Silu => x / (1.0 + (-x).exp()),
-        Activation::Relu => x.max(0.0),
     }
 }
 
@@ -159,7 +176,9 @@ impl Interpreter {
             (Some(Wrong::NoActivation), _) => h,
             (Some(Wrong::ActivationTwice), _) => activate(function, activate(function, h)),
             (Some(Wrong::TanhForErf), Activation::Gelu) => activate(Activation::GeluTanh, h),
-            _ => activate(function, h),
+            // A choice, not an operation that rounds.
+            (_, Activation::Relu) => activate(function, h),
+            _ => self.order.result(activate(function, h)),
         }
     }
 
@@ -172,11 +191,14 @@ impl Interpreter {
             false => it,
         };
         let mut out = Vec::with_capacity(a.len() / k * n);
-        for row in a.chunks_exact(k) {
+        let rows = a.len() / k;
+        for (index, row) in a.chunks_exact(k).enumerate() {
+            let other = self.is(Wrong::LastRowInAnotherOrder) && index + 1 == rows;
+            let order = if other { Order::Backward } else { self.order };
             for j in 0..n {
-                let mut h = self.order.dot(terms, &|p| (round(row[p]), round(w[p * n + j])));
+                let mut h = order.dot(terms, &|p| (round(row[p]), round(w[p * n + j])));
                 if let (Some(bias), false) = (bias, self.is(Wrong::NoBias)) {
-                    h += bias[j];
+                    h = self.order.result(h + bias[j]);
                 }
                 out.push(match f {
                     Some(f) => self.activation(f, h),
@@ -207,7 +229,7 @@ impl Interpreter {
                     self.linear(&inputs[0], first.0, bias_of(first.1).as_deref(), d_ff, Some(Some(activation)));
                 if gated {
                     let up = self.linear(&inputs[0], layers[1].0, bias_of(layers[1].1).as_deref(), d_ff, None);
-                    hidden.iter_mut().zip(up).for_each(|(a, g)| *a *= g);
+                    hidden.iter_mut().zip(up).for_each(|(a, g)| *a = self.order.result(*a * g));
                 }
                 let down = layers[layers.len() - 1];
                 let bias = if self.is(Wrong::NoDownBias) { None } else { bias_of(down.1) };
@@ -222,17 +244,17 @@ impl Interpreter {
                 inputs[0].iter().map(|&x| self.activation(Some(function), x)).collect()
             }
             StageOp::Add { .. } => self.plus(inputs[0].clone(), Some(&inputs[1])),
-            StageOp::Mul { .. } => inputs[0].iter().zip(&inputs[1]).map(|(a, b)| a * b).collect(),
+            StageOp::Mul { .. } => inputs[0].iter().zip(&inputs[1]).map(|(a, b)| self.order.result(a * b)).collect(),
             StageOp::Scale { factor, .. } => {
                 let factor = if self.is(Wrong::NoScale) { 1.0 } else { factor.value() as f32 };
-                inputs[0].iter().map(|x| x * factor).collect()
+                inputs[0].iter().map(|x| self.order.result(x * factor)).collect()
             }
         }
     }
 
     fn plus(&self, mut out: Vec<f32>, residual: Option<&Vec<f32>>) -> Vec<f32> {
         if let (Some(residual), false) = (residual, self.is(Wrong::NoResidual)) {
-            out.iter_mut().zip(residual).for_each(|(y, r)| *y += r);
+            out.iter_mut().zip(residual).for_each(|(y, r)| *y = self.order.result(*y + r));
         }
         out
     }
@@ -241,23 +263,25 @@ impl Interpreter {
         let n = width as f32;
         let eps = if self.is(Wrong::EpsTimesTen) { 10.0 * eps } else { eps } as f32;
         let mut out = Vec::new();
+        let round = |it| self.order.result(it);
         for row in inputs[0].chunks_exact(width) {
-            let mean = if centred { self.order.dot(width, &|i| (row[i], 1.0)) / n } else { 0.0 };
-            let squares = self.order.dot(width, &|i| (row[i] - mean, row[i] - mean));
+            let mean = if centred { round(self.order.dot(width, &|i| (row[i], 1.0)) / n) } else { 0.0 };
+            let deviation = |i: usize| if centred { round(row[i] - mean) } else { row[i] };
+            let squares = self.order.dot(width, &|i| (deviation(i), deviation(i)));
             let variance = match self.wrong {
                 Some(Wrong::OnePassVariance) if centred => {
                     (self.order.dot(width, &|i| (row[i], row[i])) / n - mean * mean).max(0.0)
                 }
                 Some(Wrong::VarianceOverNMinusOne) => squares / (n - 1.0),
-                _ => squares / n,
+                _ => round(squares / n),
             };
             let rstd = 1.0 / (variance + eps).sqrt();
-            for (i, x) in row.iter().enumerate() {
-                let y = (x - mean) * rstd;
+            for i in 0..width {
+                let y = round(deviation(i) * rstd);
                 out.push(match (self.is(Wrong::NoGainAndBias), inputs.get(2)) {
                     (true, _) => y,
-                    (false, Some(bias)) => y * inputs[1][i] + bias[i],
-                    (false, None) => y * inputs[1][i],
+                    (false, Some(bias)) => round(round(y * inputs[1][i]) + bias[i]),
+                    (false, None) => round(y * inputs[1][i]),
                 });
             }
         }
@@ -272,7 +296,9 @@ impl Interpreter {
             for i in 0..half {
                 let (c, s) = (inputs[1][position * half + i], sign * inputs[2][position * half + i]);
                 let (p, q) = (head[i], head[i + half]);
-                (head[i], head[i + half]) = (p * c - q * s, p * s + q * c);
+                let round = |it| self.order.result(it);
+                head[i] = round(round(p * c) - round(q * s));
+                head[i + half] = round(round(p * s) + round(q * c));
             }
         }
         out
@@ -282,7 +308,12 @@ impl Interpreter {
         let StageOp::Attention { batch, seq, heads, kv_heads, head_dim, causal, scale } = *op else {
             return Vec::new();
         };
-        let scale = if self.is(Wrong::NoScale) { 1.0 } else { scale as f32 };
+        let scale = match self.wrong {
+            Some(Wrong::NoScale) => 1.0,
+            Some(Wrong::ScaleSlightlyOff) => scale as f32 * (1.0 + 2f32.powi(-20)),
+            _ => scale as f32,
+        };
+        let round = |it| self.order.result(it);
         let mut out = vec![0.0; batch * seq * heads * head_dim];
         for row in 0..batch * seq {
             let (first, position) = (row / seq * seq, row % seq);
@@ -308,14 +339,15 @@ impl Interpreter {
                     (false, _) => seq,
                 };
                 let mut p: Vec<f32> =
-                    (0..visible).map(|j| scale * self.order.dot(head_dim, &|i| (q[i], key(j, i)))).collect();
+                    (0..visible).map(|j| round(scale * self.order.dot(head_dim, &|i| (q[i], key(j, i))))).collect();
                 let max = p.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let max = if self.is(Wrong::NoMaxSubtraction) { 0.0 } else { max };
-                p.iter_mut().for_each(|s| *s = if self.is(Wrong::UniformAttention) { 1.0 } else { (*s - max).exp() });
+                let raised = |s: f32| if self.is(Wrong::UniformAttention) { 1.0 } else { round((s - max).exp()) };
+                p.iter_mut().for_each(|s| *s = raised(*s));
                 let total = self.order.dot(visible, &|j| (p[j], 1.0));
                 for i in 0..head_dim {
                     let sum = self.order.dot(visible, &|j| (p[j], inputs[2][at(first + j, kv, kv_heads) + i]));
-                    out[at(row, head, heads) + i] = sum / total;
+                    out[at(row, head, heads) + i] = round(sum / total);
                 }
             }
         }

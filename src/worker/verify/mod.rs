@@ -11,29 +11,41 @@ mod columns;
 #[cfg(test)]
 mod compiled_tests;
 mod coverage;
+mod emulation;
 mod functions;
 mod gates;
 pub mod inputs;
 #[cfg(test)]
 mod interpreter;
 mod oracle;
+mod place;
+#[cfg(test)]
+mod precise;
+#[cfg(test)]
+mod precise_tests;
 mod projection;
 mod reference;
 #[cfg(test)]
 mod samples;
+#[cfg(test)]
+mod schedules_tests;
 mod tally;
 #[cfg(test)]
 mod tests;
 pub mod weakness;
 
-use crate::device::cpu::LoadedKernel;
+pub use gates::{gaming, guard::outputs};
+
+use crate::device::{cpu::LoadedKernel, guard::Edge};
 use candidate::{Candidate, Compiled};
+use inputs::Regime;
 use kernelforge::{
     host::CpuFacts,
     manifest::spec::BlockSpec,
     plan::{Plan, kernel::Kernel},
-    protocol::{Failure, GateResult, GateStatus, Verdict},
+    protocol::{Failure, GateResult, GateStatus, Verdict, corpus::Case},
 };
+use std::{panic, thread};
 
 /// The version of the verdict blob.
 pub const VERDICT_VERSION: u32 = 1;
@@ -48,6 +60,11 @@ pub struct Request<'a> {
     pub threads: usize,
     /// Drawn after the kernel was compiled, so that no kernel can know its inputs.
     pub seed: u64,
+    /// Replayed first.
+    pub corpus: &'a [Case],
+    /// Whether the code is what is generated of the plan; only then does judging the plan at other shapes (V5) say anything about
+    /// it.
+    pub generated: bool,
 }
 
 /// Runs every gate. A wrong kernel is a verdict that does not accept it.
@@ -64,7 +81,8 @@ pub fn verify_loaded(
     load: impl FnOnce() -> Result<LoadedKernel, Failure>,
 ) -> Result<Verdict, Failure> {
     let verdict = |gates: Vec<GateResult>| {
-        let gates = weakness::filter(gates);
+        let mut gates = weakness::filter(gates);
+        place::locate(&mut gates, &request.kernel.graph, request.plan, request.cpu);
         Verdict {
             version: VERDICT_VERSION,
             accepted: !gates.is_empty() && gates.iter().all(|it| it.status == GateStatus::Passed),
@@ -77,23 +95,99 @@ pub fn verify_loaded(
         return Ok(verdict(results));
     }
     let kernel = load()?;
-    let mut candidate = Compiled::new(&kernel, request.threads)?;
-    results.extend(examine(&mut candidate, request.block, request.seed));
+    // Compiling the plan for other shapes takes as long as a third of the other gates, and needs none of their tensors.
+    let (examined, shapes) = thread::scope(|scope| {
+        let shapes = request.generated.then(|| {
+            scope.spawn(|| gates::shapes::check(&request.kernel.graph, request.plan, request.cpu, request.seed))
+        });
+        let examined = examine_loaded(&kernel, request);
+        (examined, shapes.map(thread::ScopedJoinHandle::join))
+    });
+    results.extend(examined?);
+    match shapes {
+        Some(Ok(shapes)) => results.extend(shapes?),
+        Some(Err(panic)) => panic::resume_unwind(panic),
+        None => {}
+    }
+    results.sort_by_key(|it| it.gate);
     Ok(verdict(results))
 }
 
-/// The gates that need no plan, on anything that runs. In an order that fills tensors as seldom as possible; the results
-/// are in the order of the gates.
-fn examine(candidate: &mut dyn Candidate, block: &BlockSpec, seed: u64) -> Vec<GateResult> {
+/// The gates that run the kernel itself: between protected pages, which lie after the buffers, then once more before them.
+fn examine_loaded(kernel: &LoadedKernel, request: &Request) -> Result<Vec<GateResult>, Failure> {
+    let Request { block, threads, seed, .. } = *request;
+    let (mut results, outputs) = {
+        let mut candidate = Compiled::new(kernel, threads, Some(Edge::End))?;
+        let mut results = gates::regression::replay(&mut candidate, block, request.corpus);
+        let (examined, outputs) = examine(&mut candidate, block, seed);
+        results.extend(examined);
+        (results, outputs)
+    };
+    let mut candidate = Compiled::new(kernel, threads, Some(Edge::Begin))?;
+    inputs::fill(&mut candidate, inputs::rope_theta(block), seed);
+    results.extend(gates::guard::check_begin(&mut candidate, &outputs));
+    Ok(results)
+}
+
+/// The gates that need no plan, on anything that runs, in an order that fills tensors as seldom as possible; and what the
+/// block returned for the tensors of this seed.
+pub fn examine(candidate: &mut dyn Candidate, block: &BlockSpec, seed: u64) -> (Vec<GateResult>, Vec<Vec<f32>>) {
+    let seed = weakness::seed(seed);
     inputs::fill(candidate, inputs::rope_theta(block), seed);
     candidate.prepare();
-    let mut memory = gates::memory::check(candidate);
-    memory.extend(gates::split::check(candidate));
-    let mut results = gates::bound::check_received(candidate, seed);
-    results.extend(gates::bound::check_regimes(candidate, seed));
-    results.extend(memory);
+    let mut results = gates::memory::check(candidate);
+    results.extend(gates::split::check(candidate));
+    let outputs = gates::guard::outputs(candidate).iter().map(|&id| candidate.tensor(id).to_vec()).collect();
+    results.extend(check_received(candidate, seed));
+    results.extend(check_regimes(candidate, seed));
+    results.extend(gates::relations::check(candidate, seed));
     results.extend(gates::meaning::check(candidate, block, seed.wrapping_add(0x0dd5)));
     results.extend(gates::exactness::check(candidate, seed));
-    results.sort_by_key(|it| it.gate);
+    results.extend(gates::guard::check_end(candidate));
+    (results, outputs)
+}
+
+/// Judges what the last run of all stages left, by the bound and beside plain code.
+fn check_received(candidate: &mut dyn Candidate, seed: u64) -> Vec<GateResult> {
+    let stages = candidate.graph().stages.clone();
+    let (mut results, mut errors) = (Vec::new(), Vec::new());
+    for stage in &stages {
+        let (judged, rows, reference) = gates::bound::check(candidate, stage, Regime::Normal, coverage::FULL, seed);
+        results.extend(judged);
+        let mut of_stage = gates::ratio::Errors::default();
+        of_stage.add(candidate, stage, &rows, &reference);
+        errors.push(of_stage);
+    }
+    // Only now may stages be given other tensors.
+    for (index, errors) in errors.into_iter().enumerate() {
+        results.extend(errors.finish(candidate, index, Regime::Normal, seed));
+    }
+    results
+}
+
+/// Runs every stage alone on each regime. Weights stay as they are; values and inputs are overwritten.
+fn check_regimes(candidate: &mut dyn Candidate, seed: u64) -> Vec<GateResult> {
+    let mut results = Vec::new();
+    for regime in Regime::SYNTHETIC {
+        for index in 0..candidate.graph().stages.len() {
+            results.extend(check_regime(candidate, index, regime, seed));
+        }
+    }
+    results
+}
+
+/// One stage on one regime of a verification of this seed.
+fn check_regime(candidate: &mut dyn Candidate, index: usize, regime: Regime, seed: u64) -> Vec<GateResult> {
+    let stage = candidate.graph().stages[index].clone();
+    if !regime.applies(&stage.op) {
+        return Vec::new();
+    }
+    let seed = regime.seed(seed);
+    inputs::fill_stage(candidate, &stage, regime, seed);
+    candidate.stage(index);
+    let (mut results, rows, reference) = gates::bound::check(candidate, &stage, regime, coverage::LIGHT, seed);
+    let mut errors = gates::ratio::Errors::default();
+    errors.add(candidate, &stage, &rows, &reference);
+    results.extend(errors.finish(candidate, index, regime, seed));
     results
 }

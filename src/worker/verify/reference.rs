@@ -291,7 +291,7 @@ fn attention(shape: AttentionShape, inputs: &[Operand], rows: &[usize], detail: 
         }
     });
     if detail == Detail::Bound {
-        Zip::from(&mut out.bound).and(&out.value).for_each(|bound, &o| *bound = bounds::rounded(*bound, o));
+        Zip::from(&mut out.bound).and(&out.value).for_each(|bound, &o| *bound = bounds::weighted(seq, *bound, o));
     }
     out
 }
@@ -304,11 +304,13 @@ fn probabilities(
     visible: &[usize],
     detail: Detail,
 ) -> (Array2<f64>, Array2<f64>) {
-    let mut p = q.dot(&k.t()) * shape.scale;
-    let mut error = match detail {
-        Detail::Bound => q.mapv(f64::abs).dot(&k.mapv(f64::abs).t()),
-        _ => Array2::zeros(p.raw_dim()),
-    };
+    // Not `dot`, whose result is column-major where both operands may be read so (heads of one column): rows are slices here.
+    let mut p = Array2::zeros((q.nrows(), k.nrows()));
+    let mut error = Array2::zeros(p.raw_dim());
+    general_mat_mul(shape.scale, q, &k.t(), 0.0, &mut p);
+    if detail == Detail::Bound {
+        general_mat_mul(1.0, &q.mapv(f64::abs), &k.mapv(f64::abs).t(), 0.0, &mut error);
+    }
     for ((mut p, mut error), &keys) in p.rows_mut().into_iter().zip(error.rows_mut()).zip(visible) {
         p.slice_mut(s![keys..]).fill(0.0);
         error.slice_mut(s![keys..]).fill(0.0);

@@ -11,6 +11,8 @@ pub struct Tally {
     worst_ratio: f64,
     failed: Option<Mismatch>,
     inconclusive: Option<Mismatch>,
+    /// What an expectation that did not hold says, where that is no comparison of two numbers.
+    broken: Option<String>,
 }
 
 impl Tally {
@@ -57,8 +59,14 @@ impl Tally {
 
     /// Compares bits: any difference fails.
     pub fn compare_bits(&mut self, width: usize, value: &[f32], expected: &[f32]) {
-        self.checked += expected.len() as u64;
-        let differs = |(a, b): (&f32, &f32)| a.to_bits() != b.to_bits() && !super::weakness::overlooks(*a, *b);
+        self.compare_bits_where(width, value, expected, |_| true);
+    }
+
+    /// Compares bits where `asked` says so of the expected value: any difference fails.
+    pub fn compare_bits_where(&mut self, width: usize, value: &[f32], expected: &[f32], asked: fn(f32) -> bool) {
+        self.checked += expected.iter().filter(|it| asked(**it)).count() as u64;
+        let differs =
+            |(a, b): (&f32, &f32)| asked(*b) && a.to_bits() != b.to_bits() && !super::weakness::overlooks(*a, *b);
         let at = value.iter().zip(expected).position(differs).or((value.len() != expected.len()).then_some(0));
         if let (Some(at), None) = (at, &self.failed) {
             let text = |data: &[f32]| data.get(at).map_or_else(|| "nothing".to_owned(), |it| format!("{it:e}"));
@@ -71,9 +79,28 @@ impl Tally {
         }
     }
 
+    /// A figure of many elements, `what`, that must not exceed its limit. A limit that is no number decides nothing.
+    pub fn compare_rms(&mut self, what: &str, value: f64, limit: f64) {
+        let before = self.failed.is_some();
+        self.compare(&[], value, 0.0, limit);
+        if let (Some(it), false) = (&self.failed, before) {
+            self.broken =
+                Some(format!("{what} {} is above its limit {} (4 times that of plain f32 code)", it.value, it.bound));
+        }
+    }
+
+    /// Something that is so or is not.
+    pub fn expect(&mut self, holds: bool, message: impl FnOnce() -> String) {
+        self.checked += 1;
+        if !holds && self.broken.is_none() {
+            self.broken = Some(message());
+        }
+    }
+
     /// What the gate found. Nothing compared is a gate that did not look: inconclusive.
     pub fn result(self, gate: Gate, stage: Option<&str>, case: impl Into<String>) -> GateResult {
         let (status, mismatch) = match (self.failed, self.inconclusive) {
+            (None, _) if self.broken.is_some() => (GateStatus::Failed, None),
             (Some(mismatch), _) => (GateStatus::Failed, Some(mismatch)),
             (None, Some(mismatch)) => (GateStatus::Inconclusive, Some(mismatch)),
             (None, None) if self.checked == 0 => (GateStatus::Inconclusive, None),
@@ -81,6 +108,7 @@ impl Tally {
         };
         let message = match (status, &mismatch) {
             (GateStatus::Passed, _) => String::new(),
+            (GateStatus::Failed, _) if self.broken.is_some() => self.broken.unwrap_or_default(),
             (_, None) => "nothing was compared".to_owned(),
             (status, Some(it)) => {
                 let verdict = match status {

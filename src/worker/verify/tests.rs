@@ -1,18 +1,18 @@
 //! The verifier is itself verified: right kernels pass every gate, and each wrong one is rejected by a gate that names it.
 
 use super::{
-    examine,
+    examine, gates,
     interpreter::{Interpreter, Order, Wrong},
     samples::{self, gpt, llama},
 };
 use kernelforge::{
     manifest::spec::{Activation, BlockSpec, MlpSpec, RowsSpec},
     plan::stage::{StageGraph, StageOp},
-    protocol::{Gate, GateResult, GateStatus},
+    protocol::{Gate, GateResult, GateStatus, corpus::Case},
 };
 
 fn failures(block: &BlockSpec, graph: StageGraph, order: Order, wrong: Option<Wrong>, seed: u64) -> Vec<GateResult> {
-    let mut results = examine(&mut Interpreter::new(graph, order, wrong), block, seed);
+    let (mut results, _) = examine(&mut Interpreter::new(graph, order, wrong), block, seed);
     results.retain(|it| it.status != GateStatus::Passed);
     results
 }
@@ -33,7 +33,7 @@ fn right_kernels_of_every_kind_pass_whatever_their_order_of_summation() {
 }
 
 /// The gates that reject `wrong` in `block`.
-fn gates(block: &BlockSpec, wrong: Wrong) -> Vec<Gate> {
+fn rejecting(block: &BlockSpec, wrong: Wrong) -> Vec<Gate> {
     let mut gates: Vec<Gate> =
         failures(block, samples::graph(block), Order::Forward, Some(wrong), 7).iter().map(|it| it.gate).collect();
     gates.dedup();
@@ -42,19 +42,71 @@ fn gates(block: &BlockSpec, wrong: Wrong) -> Vec<Gate> {
 
 #[test]
 fn every_wrong_kernel_is_rejected_by_the_gates_meant_for_it() {
-    use Gate::{V1Exactness as Exact, V2Bound as Bound, V4Memory as Memory};
+    use Gate::{
+        V1Exactness as Exact, V2Bound as Bound, V3ErrorRatio as Ratio, V4Memory as Memory, V6Relations as Relations,
+    };
     let expected = |wrong| match wrong {
         Wrong::StaleWorkspace | Wrong::InputModified | Wrong::BlockDiffers | Wrong::ReadsOutput => Memory,
         Wrong::LastRowSkipped | Wrong::UniformAttention | Wrong::NoMaxSubtraction => Bound,
         Wrong::UntransposedKeys | Wrong::MaskLate | Wrong::KvHeadByRemainder | Wrong::FewerTerms => Exact,
         Wrong::HalfPrecision | Wrong::TanhForErf => Exact,
+        Wrong::ScaleSlightlyOff => Ratio,
+        Wrong::LastRowInAnotherOrder => Relations,
         _ => Bound,
     };
     for wrong in Wrong::ALL {
-        let found: Vec<Gate> = [gpt(), llama()].iter().flat_map(|block| gates(block, wrong)).collect();
+        let found: Vec<Gate> = [gpt(), llama()].iter().flat_map(|block| rejecting(block, wrong)).collect();
         println!("{wrong:?}: {found:?}");
         assert!(found.contains(&expected(wrong)), "{wrong:?} is rejected by {found:?} only");
     }
+}
+
+#[test]
+fn what_a_bound_lets_through_is_seen_in_the_errors_of_many_elements_and_between_runs() {
+    let block = samples::gpt();
+    assert_eq!(rejecting(&block, Wrong::ScaleSlightlyOff), [Gate::V3ErrorRatio]);
+    assert_eq!(rejecting(&block, Wrong::LastRowInAnotherOrder), [Gate::V6Relations]);
+}
+
+#[test]
+fn a_mask_that_is_off_by_one_lets_later_tokens_through() {
+    assert!(rejecting(&samples::gpt(), Wrong::MaskLate).contains(&Gate::V6Relations));
+    assert!(rejecting(&samples::llama(), Wrong::KvHeadByRemainder).contains(&Gate::V6Relations));
+}
+
+/// What is replayed is what was found: the seed, the regime and the stage.
+#[test]
+fn a_case_of_the_corpus_is_replayed_with_its_seed() {
+    let block = samples::gpt();
+    let case = |gate, case: &str| Case {
+        gate,
+        op: "attention".to_owned(),
+        case: case.to_owned(),
+        seed: 11,
+        found: "block/mutant".to_owned(),
+    };
+    let corpus = [
+        case(Gate::V2Bound, "peaky"),
+        case(Gate::V3ErrorRatio, "normal"),
+        case(Gate::V6Relations, "other later tokens"),
+        case(Gate::V1Exactness, "one-hot attention"),
+        Case { op: "rope".to_owned(), ..case(Gate::V2Bound, "peaky") },
+    ];
+    let replay = |wrong| {
+        let mut candidate = Interpreter::new(samples::graph(&block), Order::Forward, wrong);
+        gates::regression::replay(&mut candidate, &block, &corpus)
+    };
+    let right = replay(None);
+    assert!(right.iter().all(|it| it.status == GateStatus::Passed), "{}", describe(&right));
+    // One for each case of a stage that the block has.
+    assert_eq!(right.len(), 4, "{}", describe(&right));
+    assert!(right[0].case.contains("with seed 11"), "{}", describe(&right));
+    let failed = replay(Some(Wrong::NoMaxSubtraction));
+    assert!(
+        failed.iter().any(|it| it.gate == Gate::V2Bound && it.status == GateStatus::Failed),
+        "{}",
+        describe(&failed)
+    );
 }
 
 #[test]
@@ -66,7 +118,7 @@ fn what_a_wide_bound_would_let_through_is_seen_on_exact_inputs() {
     let matmul = BlockSpec::Matmul { m: 3, n: 300, k: 800, bias: true, activation, dtype };
     for block in [matmul, BlockSpec::Mlp { rows, mlp, dtype }, BlockSpec::Mlp { rows, mlp: gated, dtype }] {
         for wrong in [Wrong::TanhForErf, Wrong::HalfPrecision, Wrong::FewerTerms] {
-            let found = gates(&block, wrong);
+            let found = rejecting(&block, wrong);
             assert!(found.contains(&Gate::V1Exactness), "{wrong:?} is rejected by {found:?} only: {block:?}");
         }
     }

@@ -6,8 +6,10 @@ use crate::{
         BlockTarget, Decision, Rules, StepKind, plan_build,
         steps::{block_parts, serialized_block_parts},
     },
+    digest::Digest,
     host::CpuFacts,
     manifest::spec::{BlockSpec, Pass},
+    protocol::{Gate, corpus::Case},
 };
 use std::collections::BTreeSet;
 
@@ -42,6 +44,23 @@ fn the_first_build_runs_everything_and_the_second_nothing() {
     assert_eq!(ran.len(), 2 * 6, "six steps a block");
     assert_eq!(build(&graph, &mut past, |step, parts| outputs(step, parts, &[])), []);
     assert!(graph.status(&past, |_| false).iter().all(Decision::is_up_to_date));
+}
+
+#[test]
+fn what_a_gate_makes_reaches_the_action_and_no_key() {
+    let graph = graph(&[block("gpt2", transformer())]);
+    let of = |kind: &str| graph.step(graph.find(&format!("gpt2@cpu:{kind}")).unwrap());
+    let (verify, benchmark) = (of("verify"), of("benchmark"));
+    let gates: Vec<_> = benchmark.gates.iter().map(|it| it.name).collect();
+    assert_eq!(gates, ["plan", "audit"]);
+    assert!(benchmark.deps.contains(&verify.id));
+    let made: Vec<_> = graph.steps().iter().map(|it| outputs(it, &it.params, &[])).collect();
+    let key = |audit: &str| {
+        let mut made = made.clone();
+        made[verify.id.index()].insert("audit".to_owned(), Digest::of(audit.as_bytes()));
+        graph.parts(benchmark.id, |it| made.get(it.index())).unwrap().key()
+    };
+    assert_eq!(key("yesterday"), key("today"));
 }
 
 #[test]
@@ -95,6 +114,9 @@ fn how_steps_work_is_in_the_keys_of_those_steps() {
     let ran = |new: Rules| rerun(&blocks, [&cpu(), &cpu()], [&rules, &new], |_| {});
     assert_eq!(ran(Rules { seed: 7, ..rules.clone() }), "verify report");
     assert_eq!(ran(Rules { benchmark_ms: 9, ..rules.clone() }), "benchmark report");
+    let (op, case, found) = ("mlp".to_owned(), "peaky".to_owned(), "block/mutant".to_owned());
+    let corpus = vec![Case { gate: Gate::V2Bound, op, case, seed: 1, found }];
+    assert_eq!(ran(Rules { corpus, ..rules.clone() }), "verify report");
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn graph(nodes: &[Node]) -> Graph {
     for (index, node) in nodes.iter().enumerate() {
         let chosen = |bits: u16| (0..index.min(16)).filter(move |it| bits >> it & 1 == 1).map(|it| StepId(it as u32));
         let reads: Vec<_> = chosen(node.reads).map(|it| (it, "out")).collect();
-        let gates: Vec<_> = chosen(node.gates).collect();
+        let gates: Vec<_> = chosen(node.gates).map(|it| (it, "gate")).collect();
         let params = KeyParts::new().with("index", index).with("param", node.param);
         let block = Some(format!("b{index}").into());
         graph.push(StepKind::Compile, (Some(index), block), (&target, 1), &unique(&reads), &gates, params);

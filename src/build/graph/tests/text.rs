@@ -105,7 +105,7 @@ fn why_names_the_edited_field_through_the_steps_between() {
       `norm-eps` changed from 1e-5 to 1e-6
       reads `passes`, `stages` of `gpt2@cpu:ir`
         `norm-eps` changed from 1e-5 to 1e-6
-      reads `verdict` of `gpt2@cpu:verify`
+      reads `audit` of `gpt2@cpu:verify`
         `norm-eps` changed from 1e-5 to 1e-6
     ");
 }
@@ -256,11 +256,12 @@ fn the_graph_as_dot() {
       s1 -> s2 [label="plan"];
       s1 -> s3 [label="plan"];
       s2 -> s3 [label="object, kernel"];
+      s1 -> s4 [style=dashed];
       s2 -> s4 [label="object, kernel"];
       s3 -> s4 [style=dashed];
       s0 -> s5 [label="passes, stages"];
       s1 -> s5 [label="plan"];
-      s3 -> s5 [label="verdict"];
+      s3 -> s5 [label="audit"];
       s4 -> s5 [label="benchmark"];
     }
     "#);
@@ -296,11 +297,12 @@ fn the_graph_as_mermaid() {
       s1 -- "plan" --> s2
       s1 -- "plan" --> s3
       s2 -- "object, kernel" --> s3
+      s1 -.-> s4
       s2 -- "object, kernel" --> s4
       s3 -.-> s4
       s0 -- "passes, stages" --> s5
       s1 -- "plan" --> s5
-      s3 -- "verdict" --> s5
+      s3 -- "audit" --> s5
       s4 -- "benchmark" --> s5
       style s0 fill:salmon
       style s1 fill:khaki
@@ -333,6 +335,7 @@ fn the_graph_as_json() {
       "deps": [
         0
       ],
+      "gates": [],
       "id": 1,
       "inputs": [
         {

@@ -333,6 +333,8 @@ impl Attention<'_> {
             let tile_end = code.times(tile, mr);
             let tile_end = code.offset(tile_end, mr);
             let tile_end = code.add(tile_end, row);
+            // The last tile reads no further than the sequence; a tall one ends beyond this row of scores, in the next row.
+            let tile_end = code.min(tile_end, seq);
             code.for_(written, tile_end, lanes, |code, key| {
                 let at = code.add(at, key);
                 code.store(none, workspace, at, Lanes::All);

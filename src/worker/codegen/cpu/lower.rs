@@ -29,17 +29,26 @@ const PIPELINE: &str = "builtin.module(canonicalize,cse,func.func(loop-invariant
     convert-func-to-llvm{use-bare-ptr-memref-call-conv=1},reconcile-unrealized-casts,canonicalize,cse)";
 
 fn failure(what: &str, detail: impl Into<String>) -> Failure {
-    Failure::new(FailureKind::Codegen, format!("{what} the generated module")).with_detail(detail)
+    Failure::new(FailureKind::Codegen, format!("{what} the module")).with_detail(detail)
 }
 
 /// Compiles the generated module `text` to an object file.
 ///
 /// # Errors
-/// `Codegen`, with MLIR's diagnostics: the module is generated, so this is always a defect of the generator.
+/// `Codegen`, with MLIR's diagnostics: of a generated module this is always a defect of the generator.
 pub fn object(text: &str) -> Result<Vec<u8>, Failure> {
+    checked_object(text, |_| Ok(()))
+}
+
+/// [`object`] of a module that `check` lets pass.
+///
+/// # Errors
+/// As [`object`], and what `check` says.
+pub fn checked_object(text: &str, check: impl FnOnce(&Module<'_>) -> Result<(), Failure>) -> Result<Vec<u8>, Failure> {
     let context = context();
     let parsed = capture(&context, || Module::parse(&context, text).ok_or_else(|| failure("MLIR does not parse", "")));
     let mut module = parsed?;
+    check(&module)?;
     capture(&context, || {
         run_pipeline(&context, &mut module).map_err(|it| failure("MLIR does not lower", it.to_string()))
     })?;

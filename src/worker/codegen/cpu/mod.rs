@@ -6,6 +6,7 @@
 mod attention;
 mod elementwise;
 mod emit;
+mod given;
 mod lower;
 mod math;
 mod matmul;
@@ -17,6 +18,7 @@ mod norm;
 #[cfg(test)]
 mod tests;
 
+pub use given::compile_given;
 pub use lower::{initialize_target, object as assemble};
 pub use module::generate;
 

@@ -2,7 +2,7 @@
 
 use super::compile;
 use crate::{
-    device::{cpu::LoadedKernel, memory::Memory, threads::Threads},
+    device::{cpu::LoadedKernel, guard::Edge, memory::Memory, threads::Threads},
     verify::bounds::{ActivationError, U},
 };
 use kernelforge::{
@@ -60,7 +60,7 @@ fn run(graph: &StageGraph, schedule: Schedule, threads: usize) -> (Vec<Vec<f32>>
         .unwrap_or_else(|it| panic!("{schedule:?}: {it}\n{}", it.detail));
     let loaded =
         LoadedKernel::load(&compiled.object, compiled.kernel).unwrap_or_else(|it| panic!("{it}\n{}", it.detail));
-    let mut memory = Memory::new(loaded.kernel(), threads).unwrap();
+    let mut memory = Memory::new(loaded.kernel(), threads, None).unwrap();
     let threads = Threads::new(threads).unwrap();
     let inputs: Vec<_> =
         (0..graph.tensors.len() - 1).map(|it| numbers(graph.tensors[it].len(), it as u64 + 1)).collect();
@@ -365,7 +365,8 @@ fn activations_keep_the_verifiers_error_bound_over_the_whole_range() {
         let schedule = Schedule::Elementwise(ElementwiseSchedule { lanes: lanes(), unroll: 1 });
         let compiled = compile(&graph, &plan(schedule), &CpuFacts::detect()).unwrap();
         let loaded = LoadedKernel::load(&compiled.object, compiled.kernel).unwrap();
-        let (mut memory, threads) = (Memory::new(loaded.kernel(), 1).unwrap(), Threads::new(1).unwrap());
+        let (mut memory, threads) =
+            (Memory::new(loaded.kernel(), 1, Some(Edge::End)).unwrap(), Threads::new(1).unwrap());
         let promised = ActivationError::of(function);
         let mut worst = 0f64;
         for scale in [0.01f32, 1.0, 6.0, 30.0, 200.0] {

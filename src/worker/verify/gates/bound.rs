@@ -5,37 +5,25 @@ use super::Judged;
 use crate::verify::{
     candidate::Candidate,
     coverage,
-    inputs::{self, Regime},
-    reference::Detail,
+    inputs::Regime,
+    reference::{Detail, Reference},
 };
 use kernelforge::{
     plan::stage::Stage,
     protocol::{Gate, GateResult},
 };
 
-/// Judges the outputs that the candidate's last run of all stages left in its tensors.
-pub fn check_received(candidate: &dyn Candidate, seed: u64) -> Vec<GateResult> {
-    let stages = candidate.graph().stages.iter();
-    stages.flat_map(|stage| judge(candidate, stage, Regime::Normal, coverage::FULL, seed)).collect()
-}
-
-/// Runs every stage alone on each synthetic regime. Weights stay as they are; values and inputs are overwritten.
-pub fn check_regimes(candidate: &mut dyn Candidate, seed: u64) -> Vec<GateResult> {
-    let stages = candidate.graph().stages.clone();
-    let mut results = Vec::new();
-    for (lane, regime) in (1..).zip(Regime::SYNTHETIC) {
-        let seed = seed.wrapping_add(lane);
-        for (index, stage) in stages.iter().enumerate() {
-            inputs::fill_stage(candidate, stage, regime, seed);
-            candidate.stage(index);
-            results.extend(judge(candidate, stage, regime, coverage::LIGHT, seed));
-        }
-    }
-    results
-}
-
-fn judge(candidate: &dyn Candidate, stage: &Stage, regime: Regime, budget: u64, seed: u64) -> Vec<GateResult> {
+/// Judges the output that the candidate's last run left in the stage's tensor, at so many rows as `budget` allows. Returns
+/// the reference that it was held against and its rows too.
+pub fn check(
+    candidate: &dyn Candidate,
+    stage: &Stage,
+    regime: Regime,
+    budget: u64,
+    seed: u64,
+) -> (Vec<GateResult>, Vec<usize>, Reference) {
     let rows = coverage::rows(&stage.op, budget, seed);
     let judged = Judged { gate: Gate::V2Bound, stage, case: regime.name(), detail: Detail::Bound, seed };
-    judged.judge(candidate, &rows)
+    let (results, reference) = judged.judge_and_keep(candidate, &rows);
+    (results, rows, reference)
 }

@@ -28,22 +28,31 @@ const CASES: [Case; 6] = [
 
 /// Runs every stage alone on each of its exact cases. Overwrites all tensors, weights included.
 pub fn check(candidate: &mut dyn Candidate, seed: u64) -> Vec<GateResult> {
-    let stages = candidate.graph().stages.clone();
-    for (index, stage) in stages.iter().enumerate() {
+    fill_all_weights(candidate, seed);
+    (0..candidate.graph().stages.len()).flat_map(|it| check_stage(candidate, it, seed, None)).collect()
+}
+
+/// The weights that exact cases need.
+pub fn fill_all_weights(candidate: &mut dyn Candidate, seed: u64) {
+    for (index, stage) in candidate.graph().stages.clone().iter().enumerate() {
         fill_weights(candidate, stage, &mut Source::new(seed, 0xe8ac_0000 + index as u64));
     }
     candidate.prepare();
+}
+
+/// One stage, in all its cases or in the one of this name, on weights of [`fill_all_weights`].
+pub fn check_stage(candidate: &mut dyn Candidate, index: usize, seed: u64, only: Option<&str>) -> Vec<GateResult> {
+    let stages = candidate.graph().stages.len();
+    let stage = &candidate.graph().stages[index].clone();
     let mut results = Vec::new();
-    for (index, stage) in stages.iter().enumerate() {
-        for (lane, case) in CASES.iter().enumerate() {
-            let lane = (lane * stages.len() + index) as u64;
-            let rows = coverage::rows(&stage.op, coverage::LIGHT, seed.wrapping_add(lane));
-            let Some(rows) = (case.rows)(&stage.op, rows) else { continue };
-            (case.fill)(candidate, stage, &mut Source::new(seed, 0xca5e_0000 + lane));
-            candidate.stage(index);
-            let judged = Judged { gate: Gate::V1Exactness, stage, case: case.name, detail: Detail::ExactSums, seed };
-            results.extend(judged.judge(candidate, &rows));
-        }
+    for (lane, case) in CASES.iter().enumerate().filter(|it| only.is_none_or(|only| only == it.1.name)) {
+        let lane = (lane * stages + index) as u64;
+        let rows = coverage::rows(&stage.op, coverage::LIGHT, seed.wrapping_add(lane));
+        let Some(rows) = (case.rows)(&stage.op, rows) else { continue };
+        (case.fill)(candidate, stage, &mut Source::new(seed, 0xca5e_0000 + lane));
+        candidate.stage(index);
+        let judged = Judged { gate: Gate::V1Exactness, stage, case: case.name, detail: Detail::ExactSums, seed };
+        results.extend(judged.judge(candidate, &rows));
     }
     results
 }

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const TOLERANCE: f64 = 1e-9;
 
 /// f64 operations for each of the two evaluations before rows are sampled.
-const BUDGET: u64 = 600_000_000;
+const BUDGET: u64 = 250_000_000;
 
 /// Evaluates both sides on each set of tensors, which it writes into `tensors`.
 pub fn check(tensors: &mut dyn Tensors, block: &BlockSpec, seed: u64) -> Vec<GateResult> {

@@ -62,20 +62,11 @@ fn same(candidate: &dyn Candidate, ids: &[TensorId], earlier: &[Vec<f32>], asked
 
 fn unchanged(candidate: &dyn Candidate, given: &[(TensorId, u64)]) -> GateResult {
     let now = fingerprints(candidate);
+    let changed = given.iter().zip(&now).filter(|(before, after)| before != after);
+    let changed: Vec<&str> = changed.map(|(before, _)| candidate.graph().tensor(before.0).name.as_str()).collect();
     let mut tally = Tally::default();
-    let changed: Vec<&str> = given
-        .iter()
-        .zip(&now)
-        .inspect(|(before, after)| tally.compare(&[before.0.0], if before == after { 0.0 } else { 1.0 }, 0.0, 0.0))
-        .filter(|(before, after)| before != after)
-        .map(|(before, _)| candidate.graph().tensor(before.0).name.as_str())
-        .collect();
-    let mut result = tally.result(Gate::V4Memory, None, "inputs and weights after the runs");
-    if !changed.is_empty() {
-        result.mismatch = None;
-        result.message = format!("the kernel wrote to its inputs: {}", changed.join(", "));
-    }
-    result
+    tally.expect(changed.is_empty(), || format!("the kernel wrote to its inputs: {}", changed.join(", ")));
+    tally.result(Gate::V4Memory, None, "inputs and weights after the runs")
 }
 
 /// A 64-bit sum of the bits of every input and weight: not cryptographic, because nobody chooses the bits.

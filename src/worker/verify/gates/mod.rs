@@ -3,16 +3,22 @@
 
 pub mod bound;
 pub mod exactness;
+pub mod gaming;
+pub mod guard;
 pub mod legality;
 pub mod meaning;
 pub mod memory;
+pub mod ratio;
+pub mod regression;
+pub mod relations;
+pub mod shapes;
 pub mod split;
 
 use super::{
     candidate::Candidate,
     columns, coverage,
     projection::{Linear, Sums},
-    reference::{self, Detail, Operand},
+    reference::{self, Detail, Operand, Reference},
     tally::Tally,
 };
 use kernelforge::{
@@ -35,6 +41,11 @@ impl Judged<'_> {
     /// those are not all rows, every row is covered too: by a projection where the stage is linear, at some columns where a
     /// function follows its product.
     fn judge(self, candidate: &dyn Candidate, rows: &[usize]) -> Vec<GateResult> {
+        self.judge_and_keep(candidate, rows).0
+    }
+
+    /// As [`Self::judge`]; the reference is returned too, for who needs it again.
+    fn judge_and_keep(self, candidate: &dyn Candidate, rows: &[usize]) -> (Vec<GateResult>, Reference) {
         let Self { gate, stage, case, detail, .. } = self;
         let inputs: Vec<&[f32]> = stage.inputs.iter().map(|&id| candidate.tensor(id)).collect();
         let output = candidate.tensor(stage.output);
@@ -44,7 +55,7 @@ impl Judged<'_> {
         tally.compare_rows(output, rows, &reference.value, &reference.bound);
         let (all, width) = coverage::output_shape(&stage.op);
         if rows.len() == all {
-            return vec![tally.result(gate, Some(&stage.name), case)];
+            return (vec![tally.result(gate, Some(&stage.name), case)], reference);
         }
         let sampled = tally.result(gate, Some(&stage.name), format!("{case}, {} of {all} rows", rows.len()));
         let mut results = vec![sampled];
@@ -55,18 +66,18 @@ impl Judged<'_> {
         } else if let Some(narrow) = columns::narrow(&stage.op, &inputs, self.seed) {
             let operands: Vec<Operand> = narrow.inputs.iter().map(|it| Operand::F32(it)).collect();
             let rows: Vec<usize> = (0..all).collect();
-            let reference = reference::evaluate(&narrow.op, &operands, &rows, detail);
+            let narrowed = reference::evaluate(&narrow.op, &operands, &rows, detail);
             for row in rows {
                 for &(column, at) in &narrow.columns {
                     let value = output.get(row * width + column).copied().unwrap_or(f32::NAN);
-                    let (expected, bound) = (reference.value[[row, at]], reference.bound[[row, at]]);
+                    let (expected, bound) = (narrowed.value[[row, at]], narrowed.bound[[row, at]]);
                     tally.compare(&[row, column], f64::from(value), expected, bound);
                 }
             }
             let case = format!("{case}, all rows at {} of {width} columns", narrow.columns.len());
             results.push(tally.result(gate, Some(&stage.name), case));
         }
-        results
+        (results, reference)
     }
 }
 

@@ -1,0 +1,365 @@
+//! Reads a plan file that somebody hands over: nothing in it is believed. What is wrong is found all at once, each mistake
+//! with the place where it is written. Whether the knobs are legal for the block's stages is not asked here: that is gate V0.
+//!
+//! [`json`] gives every value its place; the tables below say what each object takes, and a test holds them against the types
+//! that serde reads.
+
+mod json;
+#[cfg(test)]
+mod tests;
+
+use super::{PLAN_VERSION, Plan};
+use crate::manifest::error::{list, shown, suggest};
+use json::{Node, Value};
+use std::ops::Range;
+
+/// Bytes of the largest plan that is read; one with a thousand stages has half of it.
+pub const MAX_PLAN: u64 = 1 << 20;
+
+/// The largest number that a knob can sensibly have: no tensor has a dimension near it, and no product that
+/// a constraint computes of two of them overflows.
+const MAX_KNOB: u64 = 1 << 24;
+
+/// Characters of a name.
+const MAX_TEXT: usize = 128;
+
+/// What is wrong with a plan file.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ProblemKind {
+    #[error("the plan has version {found}; this kforge reads versions up to {PLAN_VERSION}")]
+    NewerVersion { found: String },
+    #[error("the file has more than {} bytes; a plan has at most that many", MAX_PLAN)]
+    TooLarge,
+    #[error("the file is not UTF-8: the byte 0x{byte:02x} does not belong there")]
+    NotUtf8 { byte: u8 },
+    #[error("this is not JSON: {message}")]
+    Syntax { message: String },
+    #[error("{place} does not take the field `{field}`")]
+    UnknownField { place: String, field: String, known: Vec<&'static str> },
+    #[error("{place} lacks {}", list(fields))]
+    Missing { place: String, fields: Vec<&'static str> },
+    #[error("{field} must be {expected}, not {found}")]
+    WrongType { field: String, expected: &'static str, found: &'static str },
+    #[error("{field} must be {range}, not {value}")]
+    OutOfRange { field: String, value: String, range: String },
+    #[error("{field} is `{value}`, which it cannot be")]
+    NotOneOf { field: String, value: String, known: Vec<&'static str> },
+    #[error("{field} is not a name: 1 to {MAX_TEXT} characters, none of them a control character")]
+    BadText { field: String },
+    #[error("the plan is for {what} `{found}`, and is to be verified for `{wanted}`")]
+    Other { what: &'static str, found: String, wanted: String },
+}
+
+use ProblemKind as K;
+
+impl ProblemKind {
+    /// The stable name that scripts can match.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            K::NewerVersion { .. } => "plan::newer-version",
+            K::TooLarge => "plan::too-large",
+            K::NotUtf8 { .. } => "plan::not-utf8",
+            K::Syntax { .. } => "plan::syntax",
+            K::UnknownField { .. } => "plan::unknown-field",
+            K::Missing { .. } => "plan::missing-field",
+            K::WrongType { .. } => "plan::wrong-type",
+            K::OutOfRange { .. } => "plan::out-of-range",
+            K::NotOneOf { .. } => "plan::unknown-name",
+            K::BadText { .. } => "plan::bad-name",
+            K::Other { .. } => "plan::other-block",
+        }
+    }
+
+    /// What is written beside the underlined text.
+    pub fn label(&self) -> String {
+        match self {
+            K::NewerVersion { .. } => "from a newer kforge".to_owned(),
+            K::UnknownField { .. } => "unknown field".to_owned(),
+            K::Missing { .. } => "this object".to_owned(),
+            K::WrongType { found, .. } => (*found).to_owned(),
+            K::OutOfRange { .. } => "out of range".to_owned(),
+            K::NotOneOf { .. } => "unknown name".to_owned(),
+            K::BadText { .. } => "not a name".to_owned(),
+            K::Other { what, .. } => format!("another {what}"),
+            K::TooLarge | K::NotUtf8 { .. } | K::Syntax { .. } => "here".to_owned(),
+        }
+    }
+
+    /// What to do about it.
+    pub fn help(&self) -> String {
+        match self {
+            K::NewerVersion { .. } => "use the kforge that wrote it, or have the plan made again".to_owned(),
+            K::TooLarge => {
+                "is it a plan? `kforge build` writes one to .kforge-cache/out/BLOCK@TARGET/plan.json".to_owned()
+            }
+            K::NotUtf8 { .. } => "save the file as UTF-8".to_owned(),
+            K::Syntax { .. } => "JSON has no comments, no trailing commas, no NaN and no infinity".to_owned(),
+            K::UnknownField { field, known, .. } => suggest(field, known, "its fields"),
+            K::Missing { fields, .. } => {
+                format!("add {}", fields.iter().map(|it| format!("`\"{it}\": ...`")).collect::<Vec<_>>().join(", "))
+            }
+            K::WrongType { expected, .. } => format!("write {expected}"),
+            K::OutOfRange { range, .. } => format!("write {range}"),
+            K::NotOneOf { value, known, .. } => suggest(value, known, "known"),
+            K::BadText { .. } => "write the name that the manifest or the IR has".to_owned(),
+            K::Other { what: "block", found, .. } => {
+                format!("`--block {found}` verifies it for the block that it names")
+            }
+            K::Other { .. } => {
+                "`--block BLOCK@TARGET` with the target that it names, or a plan for this one".to_owned()
+            }
+        }
+    }
+}
+
+/// One mistake, and the bytes that it is in; none where it is the file as a whole.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Problem {
+    pub kind: ProblemKind,
+    pub span: Option<Range<usize>>,
+}
+
+impl Problem {
+    fn at(kind: ProblemKind, span: Range<usize>) -> Self {
+        Self { kind, span: Some(span) }
+    }
+}
+
+/// Reads a plan for this block and target.
+///
+/// # Errors
+/// All mistakes, in the order in which they are written; never an empty list. Spans are into the file's text, read with
+/// replacement characters where it is not UTF-8. A version from the future is the only mistake that is told: what
+/// else such a file has is not for this kforge to judge.
+pub fn read(bytes: &[u8], (block, target): (&str, &str)) -> Result<Plan, Vec<Problem>> {
+    if let Some((found, span)) = json::outer_number(bytes, "version")
+        && found.starts_with(|it: char| it.is_ascii_digit())
+        && found.parse::<f64>().is_ok_and(|it| it > f64::from(PLAN_VERSION))
+    {
+        return Err(vec![Problem::at(K::NewerVersion { found: shown(found) }, span)]);
+    }
+    if bytes.len() as u64 > MAX_PLAN {
+        return Err(vec![Problem { kind: K::TooLarge, span: None }]);
+    }
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let at = error.valid_up_to();
+        // The replacement character has three bytes.
+        vec![Problem::at(K::NotUtf8 { byte: bytes.get(at).copied().unwrap_or_default() }, at..at + 3)]
+    })?;
+    let node = json::parse(text).map_err(|it| vec![Problem::at(K::Syntax { message: it.message }, it.span)])?;
+    let mut reader = Reader::default();
+    reader.plan(&node, (block, target));
+    let mut problems = reader.problems;
+    if !problems.is_empty() {
+        problems.sort_by_key(|it| it.span.as_ref().map_or(0, |it| it.start));
+        return Err(problems);
+    }
+    // Only if the tables do not know what the types do.
+    serde_json::from_str(text).map_err(|error| vec![Problem::at(K::Syntax { message: error.to_string() }, node.span)])
+}
+
+/// What a field's value must be.
+enum Shape {
+    /// A whole number from 0; which ones are legal depends on the stage.
+    Count,
+    Flag,
+    Word(&'static [&'static str]),
+    Object(&'static [(&'static str, Shape)]),
+}
+
+use Shape::{Count, Flag, Object, Word};
+
+const MATMUL: &[(&str, Shape)] = &[
+    ("mr", Count),
+    ("nr", Count),
+    ("lanes", Count),
+    ("mc", Count),
+    ("nc", Count),
+    ("kc", Count),
+    ("unroll", Count),
+    ("order", Word(&["columns-outside", "rows-outside"])),
+    ("pack-a", Flag),
+    ("pack-b", Word(&["ahead", "never"])),
+    ("prefetch", Flag),
+    ("split", Word(&["rows", "columns"])),
+];
+
+const ATTENTION: &[(&str, Shape)] = &[("row-block", Count), ("mr", Count), ("nr", Count), ("lanes", Count)];
+const NORM: &[(&str, Shape)] = &[("lanes", Count), ("unroll", Count)];
+const ELEMENTWISE: &[(&str, Shape)] = NORM;
+const MLP: &[(&str, Shape)] = &[("row-block", Count), ("up", Object(MATMUL)), ("down", Object(MATMUL))];
+
+/// The schedules by the name of their kernel.
+const KERNELS: [(&str, &[(&str, Shape)]); 5] =
+    [("matmul", MATMUL), ("attention", ATTENTION), ("norm", NORM), ("elementwise", ELEMENTWISE), ("mlp", MLP)];
+
+const PLAN: [&str; 5] = ["version", "block", "target", "provenance", "stages"];
+const PROVENANCE: [&str; 2] = ["strategy", "trials"];
+
+/// Collects what is wrong.
+#[derive(Default)]
+struct Reader {
+    problems: Vec<Problem>,
+}
+
+type Members<'n, 'a> = &'n [json::Member<'a>];
+
+impl Reader {
+    fn report(&mut self, kind: ProblemKind, span: &Range<usize>) {
+        self.problems.push(Problem::at(kind, span.clone()));
+    }
+
+    /// A value of the wrong type. Of an object or a list its bracket is shown: underlining all of it shows nothing.
+    fn wrong_type(&mut self, field: &str, expected: &'static str, node: &Node<'_>) {
+        let span = match node.value {
+            Value::Object(_) | Value::List => node.span.start..node.span.start + 1,
+            _ => node.span.clone(),
+        };
+        self.report(K::WrongType { field: field.to_owned(), expected, found: node.value.kind() }, &span);
+    }
+
+    fn plan(&mut self, node: &Node<'_>, (block, target): (&str, &str)) {
+        let Some(members) = self.object(node, "a plan", &PLAN, &[]) else { return };
+        for member in members {
+            let value = &member.node;
+            match &*member.key {
+                "version" => self.number(value, "`version`", u64::from(PLAN_VERSION)..=u64::from(PLAN_VERSION)),
+                "block" => self.name_of("block", value, block),
+                "target" => self.name_of("target", value, target),
+                "provenance" => self.provenance(value),
+                "stages" => self.stages(value),
+                _ => {} // reported as unknown
+            }
+        }
+    }
+
+    fn provenance(&mut self, node: &Node<'_>) {
+        let Some(members) = self.object(node, "`provenance`", &PROVENANCE, &[]) else { return };
+        for member in members {
+            match &*member.key {
+                "strategy" => drop(self.text(&member.node, "`strategy`")),
+                "trials" => self.number(&member.node, "`trials`", 0..=u64::from(u32::MAX)),
+                _ => {}
+            }
+        }
+    }
+
+    fn stages(&mut self, node: &Node<'_>) {
+        let Value::Object(stages) = &node.value else {
+            return self.wrong_type("`stages`", "an object of schedules by stage", node);
+        };
+        for stage in stages {
+            if is_name(&stage.key) {
+                self.schedule(&shown(&stage.key), &stage.node);
+            } else {
+                self.report(K::BadText { field: "a stage's name".to_owned() }, &stage.at);
+            }
+        }
+    }
+
+    fn schedule(&mut self, stage: &str, node: &Node<'_>) {
+        let place = format!("the schedule of stage `{stage}`");
+        let Value::Object(members) = &node.value else {
+            return self.wrong_type(&place, "an object", node);
+        };
+        let Some(kernel) = members.iter().find(|it| it.key == "kernel") else {
+            let span = node.span.start..node.span.start + 1;
+            return self.report(K::Missing { place, fields: vec!["kernel"] }, &span);
+        };
+        let known: Vec<_> = KERNELS.iter().map(|it| it.0).collect();
+        let field = format!("`{stage}.kernel`");
+        let Some(name) = self.word(&kernel.node, &field, &known) else { return };
+        let Some((_, fields)) = KERNELS.iter().find(|it| it.0 == name) else { return };
+        self.fields(node, (&place, stage), fields, &["kernel"]);
+    }
+
+    /// An object of a table's fields. `place` in words, `path` as a prefix of field names.
+    fn fields(&mut self, node: &Node<'_>, (place, path): (&str, &str), table: &[(&'static str, Shape)], more: &[&str]) {
+        let known: Vec<_> = table.iter().map(|it| it.0).collect();
+        let Some(members) = self.object(node, place, &known, more) else { return };
+        for member in members {
+            let Some((name, shape)) = table.iter().find(|it| it.0 == member.key) else { continue };
+            let path = format!("{path}.{name}");
+            let field = format!("`{path}`");
+            match shape {
+                Count => self.number(&member.node, &field, 0..=MAX_KNOB),
+                Word(words) => drop(self.word(&member.node, &field, words)),
+                Object(inner) => self.fields(&member.node, (&field, &path), inner, &[]),
+                Flag if matches!(member.node.value, Value::Bool(_)) => {}
+                Flag => self.wrong_type(&field, "true or false", &member.node),
+            }
+        }
+    }
+
+    /// The members of an object that has all of `known`, and beyond them at most `more`.
+    fn object<'n, 'a>(
+        &mut self,
+        node: &'n Node<'a>,
+        place: &str,
+        known: &[&'static str],
+        more: &[&str],
+    ) -> Option<Members<'n, 'a>> {
+        let Value::Object(members) = &node.value else {
+            self.wrong_type(place, "an object", node);
+            return None;
+        };
+        for it in members.iter().filter(|it| !known.iter().chain(more).any(|known| *known == it.key)) {
+            let (place, field) = (place.to_owned(), shown(&it.key));
+            self.report(K::UnknownField { place, field, known: known.to_vec() }, &it.at);
+        }
+        let absent = |it: &&&'static str| !members.iter().any(|member| member.key == **it);
+        let fields: Vec<_> = known.iter().filter(absent).copied().collect();
+        if !fields.is_empty() {
+            // Its first byte: underlining all of a large object shows nothing.
+            let span = node.span.start..node.span.start + 1;
+            self.report(K::Missing { place: place.to_owned(), fields }, &span);
+        }
+        Some(members)
+    }
+
+    fn number(&mut self, node: &Node<'_>, field: &str, range: std::ops::RangeInclusive<u64>) {
+        let Value::Number(text) = node.value else { return self.wrong_type(field, "a whole number", node) };
+        if !text.parse().is_ok_and(|it| range.contains(&it)) {
+            let range = match range.start() == range.end() {
+                true => range.start().to_string(),
+                false => format!("a whole number from {} to {}", range.start(), range.end()),
+            };
+            self.report(K::OutOfRange { field: field.to_owned(), value: shown(text), range }, &node.span);
+        }
+    }
+
+    fn text<'n>(&mut self, node: &'n Node<'_>, field: &str) -> Option<&'n str> {
+        let Value::Text(text) = &node.value else {
+            self.wrong_type(field, "a text", node);
+            return None;
+        };
+        if !is_name(text) {
+            self.report(K::BadText { field: field.to_owned() }, &node.span);
+            return None;
+        }
+        Some(text)
+    }
+
+    fn word<'n>(&mut self, node: &'n Node<'_>, field: &str, known: &[&'static str]) -> Option<&'n str> {
+        let text = self.text(node, field)?;
+        if known.contains(&text) {
+            return Some(text);
+        }
+        let (field, value) = (field.to_owned(), shown(text));
+        self.report(K::NotOneOf { field, value, known: known.to_vec() }, &node.span);
+        None
+    }
+
+    fn name_of(&mut self, what: &'static str, node: &Node<'_>, wanted: &str) {
+        if let Some(found) = self.text(node, &format!("`{what}`"))
+            && found != wanted
+        {
+            let (found, wanted) = (shown(found), wanted.to_owned());
+            self.report(K::Other { what, found, wanted }, &node.span);
+        }
+    }
+}
+
+fn is_name(text: &str) -> bool {
+    (1..=MAX_TEXT).contains(&text.chars().count()) && !text.contains(char::is_control)
+}
