@@ -2,10 +2,11 @@
 //! larger than a manifest can sensibly be is read. What the files say is for [`super::resolve`].
 
 use super::{
-    PROJECT_FILE, Project, ProjectErrors,
+    PROJECT_FILE, Project, ProjectErrors, corpus,
     error::{At, MAX_FILE, Problem, ProblemKind, SourceFile, shown},
     resolve::{Pattern, Resolver},
 };
+use crate::protocol::corpus::Case;
 use globset::{GlobBuilder, GlobMatcher};
 use std::{
     collections::BTreeMap,
@@ -82,21 +83,38 @@ fn checked(
     result.map_err(|kind| problems.push(Problem::new(kind, at))).ok()
 }
 
+/// Reads a regression corpus that is not the project's; one that does not exist yet is empty.
+pub fn load_corpus(path: &Path) -> Result<Vec<Case>, ProjectErrors> {
+    let refuse = |it: Problem| ProjectErrors::new(vec![it]);
+    if fs::symlink_metadata(path).is_err_and(|it| it.kind() == io::ErrorKind::NotFound) {
+        return Ok(Vec::new());
+    }
+    let file = read_file(path, path.display().to_string()).map_err(|it| refuse(Problem::new(it, None)))?;
+    corpus::read(&file).map_err(refuse)
+}
+
 /// Reads one manifest file of the project.
 fn read(root: &Path, path: &Path) -> Result<Arc<SourceFile>, ProblemKind> {
     let name = slashes(path);
-    let unreadable = |reason: String| ProblemKind::Unreadable { path: name.clone(), reason };
-    let failed = |error: io::Error| unreadable(error.to_string());
-    let resolved = root.join(path).canonicalize().map_err(failed)?;
+    let resolved = root
+        .join(path)
+        .canonicalize()
+        .map_err(|it| ProblemKind::Unreadable { path: name.clone(), reason: it.to_string() })?;
     if !resolved.starts_with(root) {
         let resolved = Some(format!("`{}`", shown(&resolved.display().to_string())));
         return Err(ProblemKind::OutsideProject { path: name, resolved });
     }
+    read_file(&resolved, name)
+}
+
+fn read_file(path: &Path, name: String) -> Result<Arc<SourceFile>, ProblemKind> {
+    let unreadable = |reason: String| ProblemKind::Unreadable { path: name.clone(), reason };
+    let failed = |error: io::Error| unreadable(error.to_string());
     // Opening a pipe would wait for ever.
-    if !fs::metadata(&resolved).map_err(failed)?.is_file() {
+    if !fs::metadata(path).map_err(failed)?.is_file() {
         return Err(unreadable("it is not a regular file".to_owned()));
     }
-    let mut file = File::open(&resolved).map_err(failed)?;
+    let mut file = File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
     // One byte more than the limit tells a file that is too large from one that just fits, however it grows meanwhile.
     Read::by_ref(&mut file).take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;

@@ -21,7 +21,7 @@ mod table;
 mod tests;
 
 pub use error::{ProjectErrors, render};
-pub use load::load;
+pub use load::{load, load_corpus};
 pub use schema::schema;
 
 use crate::protocol::corpus::Case;

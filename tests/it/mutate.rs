@@ -152,6 +152,14 @@ fn what_alone_rejected_a_mutant_goes_into_the_corpus_and_is_replayed() {
     assert_eq!(run.code, Some(2));
     assert!(run.stderr.contains("this is no regression corpus: unknown variant `v3`"), "{}", run.stderr);
     assert!(run.stderr.contains("corpus.toml:"), "{}", run.stderr);
+    // One that is named on the command line is read as the project's is; one that is not there yet is begun.
+    project.edit("kernelforge.toml", "corpus = \"corpus.toml\"\n", "");
+    let given = |file| project.run(&[&mutate[..], &["--corpus", file]].concat());
+    let run = given("corpus.toml");
+    assert_eq!(run.code, Some(2));
+    assert!(run.stderr.contains("this is no regression corpus: unknown variant `v3`"), "{}", run.stderr);
+    assert_eq!(given("other.toml").code, Some(0));
+    assert_eq!(fs::read_to_string(project.path("other.toml")).unwrap(), corpus);
 }
 
 #[test]

@@ -2,14 +2,14 @@
 
 use super::trial::Trial;
 use crate::{
-    manifest::Project,
+    manifest::{Project, ProjectErrors, load_corpus},
     protocol::{
         corpus::{CORPUS_VERSION, Case, Corpus},
         mutation::Fate,
     },
 };
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -23,22 +23,16 @@ impl Open {
     ///
     /// # Errors
     /// When a file that was given cannot be read or is no corpus.
-    pub fn new(project: &Project, directory: &Path, given: Option<&Path>) -> io::Result<Self> {
-        let Some(given) = given else {
-            let path = project.corpus.as_ref().map(|it| project.root.join(it));
-            return Ok(Self { path, corpus: Corpus { version: CORPUS_VERSION, cases: project.cases.clone() } });
+    pub fn new(project: &Project, directory: &Path, given: Option<&Path>) -> Result<Self, ProjectErrors> {
+        let (path, cases) = match given {
+            None => (project.corpus.as_ref().map(|it| project.root.join(it)), project.cases.clone()),
+            Some(given) => {
+                let path = directory.join(given);
+                let cases = load_corpus(&path)?;
+                (Some(path), cases)
+            }
         };
-        let path = directory.join(given);
-        let broken = |reason: String| io::Error::other(format!("{}: {reason}", path.display()));
-        let corpus = match fs::read_to_string(&path) {
-            Ok(text) => toml::from_str(&text).map_err(|error| broken(format!("no regression corpus: {error}")))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Corpus::default(),
-            Err(error) => return Err(broken(error.to_string())),
-        };
-        if corpus.version > CORPUS_VERSION {
-            return Err(broken(format!("a corpus of version {}: it comes from a newer kforge", corpus.version)));
-        }
-        Ok(Self { path: Some(path), corpus })
+        Ok(Self { path, corpus: Corpus { version: CORPUS_VERSION, cases } })
     }
 
     pub fn path(&self) -> Option<&Path> {
