@@ -49,6 +49,7 @@ const RECIPES: &[(&str, &[&str])] = &[
         ],
     ),
     ("report", &["src/build/report"]),
+    ("tool", &["src", "Cargo.lock"]),
 ];
 
 fn main() -> io::Result<()> {

@@ -402,5 +402,7 @@ pub mod recipe {
     pub const COMPILE: Digest = Digest::from_bytes(include!(concat!(env!("OUT_DIR"), "/recipe-compile.in")));
     pub const VERIFY: Digest = Digest::from_bytes(include!(concat!(env!("OUT_DIR"), "/recipe-verify.in")));
     pub const BENCHMARK: Digest = Digest::from_bytes(include!(concat!(env!("OUT_DIR"), "/recipe-benchmark.in")));
+    /// Of all sources: what one kforge found out, another one finds out for itself.
+    pub const TOOL: Digest = Digest::from_bytes(include!(concat!(env!("OUT_DIR"), "/recipe-tool.in")));
     pub const REPORT: Digest = Digest::from_bytes(include!(concat!(env!("OUT_DIR"), "/recipe-report.in")));
 }

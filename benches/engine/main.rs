@@ -2,6 +2,7 @@
 //!
 //! `cargo bench --no-default-features --bench engine [-- STEPS...]`; 1,000, 10,000 and 100,000 steps if none are given. ninja
 //! gets one file for each step, the same edges, and a build log of its own from a first run. Its runs and ours alternate.
+//! `-- generate FOLDER STEPS` leaves the two projects in a folder.
 
 mod project;
 
@@ -25,6 +26,13 @@ fn main() -> ExitCode {
         && mode == "memory"
     {
         return memory(command);
+    }
+    if let [mode, folder, steps] = arguments.as_slice()
+        && mode == "generate"
+    {
+        let generated = project::generate(Path::new(folder), steps.parse().expect("a number of steps"));
+        println!("{} and {}", generated.kforge.display(), generated.ninja.display());
+        return ExitCode::SUCCESS;
     }
     let mut sizes: Vec<usize> = arguments.iter().filter_map(|it| it.parse().ok()).collect();
     if sizes.is_empty() {

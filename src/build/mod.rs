@@ -6,3 +6,4 @@ mod history;
 pub mod mutate;
 pub mod report;
 pub mod search;
+pub mod uptodate;

@@ -16,10 +16,15 @@ use crate::{
             worker::Leash,
         },
         graph::{Decision, Outputs, Step, StepId, StepKind, output},
-        report::{BlockReport, terminal},
+        report::{
+            BlockReport,
+            terminal::{self, Line, State},
+        },
+        uptodate::{self, Summary},
     },
+    host::CpuFacts,
     protocol::blob,
-    store::{Store, cas::BlobError, out::OutError},
+    store::{cas::BlobError, out::OutError},
 };
 use serde_json::{Value, json};
 use std::{io, path::Path, sync::Arc, thread};
@@ -59,6 +64,15 @@ fn jobs(text: &str) -> Result<usize, String> {
 }
 
 pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
+    let cpu = CpuFacts::detect();
+    let Selection { blocks, target, group } = &args.selection;
+    let selection = uptodate::selection(blocks, target.as_deref(), group.as_deref());
+    if !args.force
+        && !args.json
+        && let Some(summary) = uptodate::recall(&project::root(directory), &selection, &cpu)
+    {
+        return say_again(&summary, &args);
+    }
     let opened = Opened::open(directory, &args.selection)?;
     let force = args.force;
     let decisions = opened.graph.status(&opened.store, |_| force);
@@ -66,6 +80,7 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
         return foresee(&opened, &decisions, &args);
     }
     if let Some(built) = nothing_to_do(&opened, &decisions, &opened.goals())? {
+        remember(&opened, &built, &selection);
         return conclude(&opened, &built, &args);
     }
     let options = Request { goals: &opened.goals(), force, keep_going: args.keep_going, jobs: args.jobs };
@@ -157,13 +172,44 @@ fn nothing_to_do(opened: &Opened, decisions: &[Decision], goals: &[StepId]) -> R
         opened.store.records.set_latest(opened.graph.step(*goal).identity(), key)?;
         outputs[goal.index()] = Some(made.clone());
     }
-    match out::materialise(&opened.store, opened.graph.steps(), |id| outputs[id.index()].as_ref()) {
+    let folders = out::folders(opened.graph.steps(), |id| outputs[id.index()].as_ref());
+    match out::materialise(&opened.store, &folders) {
         Ok(_) => {}
         Err(OutError::Blob { source: BlobError::Missing { .. } | BlobError::Corrupt { .. }, .. }) => return Ok(None),
         Err(error) => return Err(error.into()),
     }
     let results = outputs.iter().map(|it| if it.is_some() { StepResult::UpToDate } else { StepResult::NotReached });
     Ok(Some(Built { results: results.collect(), outputs, interrupted: false }))
+}
+
+/// Keeps what a build with nothing to do says, so that the next one need not find out again.
+fn remember(opened: &Opened, built: &Built, selection: &str) {
+    let (lines, more) = lines(opened, built);
+    let lines = lines.into_iter().map(|it| it.cells).collect();
+    let summary = Summary { steps: opened.graph.len(), lines, more };
+    let folders = out::folders(opened.graph.steps(), |id| built.outputs[id.index()].as_ref());
+    let folders: Vec<_> =
+        folders.into_iter().map(|(name, files)| (name, files.into_iter().map(|it| it.0).collect())).collect();
+    let from = (opened.project.root.as_path(), &opened.sources);
+    // Nothing depends on it, and a folder that cannot be written is told of by whoever must write to it.
+    let _ = uptodate::remember(&opened.store, from, selection, &opened.cpu, &folders, &summary);
+}
+
+/// What [`conclude`] and [`foresee`] say where there is nothing to do.
+fn say_again(summary: &Summary, args: &Args) -> Result<Outcome, Error> {
+    let steps = summary.steps;
+    let text = if args.dry_run || args.locked {
+        nothing_stale(0, steps)
+    } else {
+        let lines = summary.lines.iter().map(|it| Line { state: State::UpToDate, cells: it.clone() }).collect();
+        table(lines, summary.more) + &done(GREEN, "done", &format!("0 steps run, {steps} up to date"))
+    };
+    print::out(&text)?;
+    Ok(Outcome::Done)
+}
+
+fn nothing_stale(stale: usize, up_to_date: usize) -> String {
+    format!("{stale} steps stale or waiting for stale ones, {up_to_date} up to date\n")
 }
 
 /// `-n` and `--locked`.
@@ -187,8 +233,7 @@ fn foresee(opened: &Opened, decisions: &[Decision], args: &Args) -> Result<Outco
             let why = if args.explain || args.locked { why } else { String::new() };
             text += &format!("{} {}{why}\n", print::paint(color, style, &format!("{verb:>9}")), step.identity());
         }
-        let summary = format!("{stale} steps stale or waiting for stale ones, {} up to date", decisions.len() - stale);
-        print::out(&(text + &summary + "\n"))?;
+        print::out(&(text + &nothing_stale(stale, decisions.len() - stale)))?;
     }
     Ok(if args.locked && stale > 0 { Outcome::Stale } else { Outcome::Done })
 }
@@ -205,59 +250,78 @@ fn outcome(built: &Built) -> Outcome {
 
 /// Prints what was built.
 fn conclude(opened: &Opened, built: &Built, args: &Args) -> Result<Outcome, Error> {
-    let reports = reports(opened, built);
     if args.json {
-        print::json(&to_json(opened, built, &reports))?;
+        print::json(&to_json(opened, built))?;
     } else {
-        let color = print::colored(&io::stdout());
-        let mut text = table(opened, built, &reports, color);
-        text += &summary(built, color);
-        print::out(&text)?;
+        let (lines, more) = lines(opened, built);
+        print::out(&(table(lines, more) + &summary(built)))?;
     }
     Ok(outcome(built))
 }
 
-/// The report of each block, where there is one.
-fn reports(opened: &Opened, built: &Built) -> Vec<Option<BlockReport>> {
-    let mut reports: Vec<Option<BlockReport>> = opened.blocks.iter().map(|_| None).collect();
-    for step in opened.graph.steps().iter().filter(|it| it.kind == StepKind::Report) {
-        let outputs = built.outputs[step.id.index()].as_ref();
-        if let (Some(subject), Some(outputs)) = (step.subject, outputs) {
-            reports[subject] = read_report(&opened.store, outputs);
+/// The report that one of these steps made, if there is one.
+fn report(opened: &Opened, built: &Built, steps: &[StepId]) -> Option<BlockReport> {
+    let step = steps.iter().find(|it| opened.graph.step(**it).kind == StepKind::Report)?;
+    let digest = built.outputs[step.index()].as_ref()?.get(blob::REPORT)?;
+    serde_json::from_slice(&opened.store.cas.get(digest).ok()?).ok()
+}
+
+/// The steps of each block.
+fn rows(opened: &Opened) -> Vec<Vec<StepId>> {
+    let mut rows = vec![Vec::new(); opened.blocks.len()];
+    for step in opened.graph.steps() {
+        if let Some(row) = step.subject.and_then(|it| rows.get_mut(it)) {
+            row.push(step.id);
         }
     }
-    reports
+    rows
 }
 
-fn read_report(store: &Store, outputs: &Outputs) -> Option<BlockReport> {
-    serde_json::from_slice(&store.cas.get(outputs.get(blob::REPORT)?).ok()?).ok()
+/// Blocks that are up to date are shown until there are so many lines.
+const SHOWN: usize = 50;
+
+/// The lines of the table: all blocks that something happened to, and of the others the first; and how many more there are.
+fn lines(opened: &Opened, built: &Built) -> (Vec<Line>, usize) {
+    let rows = rows(opened);
+    let states: Vec<_> = rows.iter().map(|it| state(opened, built, it)).collect();
+    let news = states.iter().filter(|it| !matches!(it, None | Some(State::UpToDate))).count();
+    let (mut room, mut more) = (SHOWN.saturating_sub(news), 0);
+    let mut lines = Vec::new();
+    for ((block, steps), state) in opened.blocks.iter().zip(&rows).zip(states) {
+        let Some(state) = state else { continue };
+        if state == State::UpToDate {
+            if room == 0 {
+                more += 1;
+                continue;
+            }
+            room -= 1;
+        }
+        lines.push(Line::new(&block.name, &block.target, state, report(opened, built, steps).as_ref()));
+    }
+    (lines, more)
 }
 
-fn table(opened: &Opened, built: &Built, reports: &[Option<BlockReport>], color: bool) -> String {
-    let blocks = opened.blocks.iter().zip(reports).enumerate();
-    let rows: Vec<_> = blocks
-        .filter_map(|(subject, (block, report))| {
-            let state = state(opened, built, subject)?;
-            Some(terminal::Row { block: &block.name, target: &block.target, state, report: report.as_ref() })
-        })
-        .collect();
-    if rows.is_empty() {
+fn table(lines: Vec<Line>, more: usize) -> String {
+    if lines.is_empty() {
         return String::new();
     }
-    let width = if print::colored(&io::stdout()) { print::width() } else { 160 };
-    terminal::table(&rows, width, color)
+    let color = print::colored(&io::stdout());
+    let width = if color { print::width() } else { 160 };
+    let rest =
+        if more > 0 { format!("and {more} more, up to date: `kforge report` shows them\n") } else { String::new() };
+    terminal::table(&lines, width, color) + &rest
 }
 
-/// What became of a block; `None` where the build ended before it was finished.
-fn state(opened: &Opened, built: &Built, subject: usize) -> Option<terminal::State> {
-    let mut state = terminal::State::UpToDate;
-    for step in opened.graph.steps().iter().filter(|it| it.subject == Some(subject)) {
+/// What became of a block with these steps; `None` where the build ended before it was finished.
+fn state(opened: &Opened, built: &Built, steps: &[StepId]) -> Option<State> {
+    let mut state = State::UpToDate;
+    for step in steps.iter().map(|it| opened.graph.step(*it)) {
         match &built.results[step.id.index()] {
             StepResult::UpToDate => {}
-            StepResult::Ran { .. } => state = terminal::State::Built,
-            StepResult::Failed { .. } => return Some(terminal::State::Failed(step.kind.name().to_owned())),
+            StepResult::Ran { .. } => state = State::Built,
+            StepResult::Failed { .. } => return Some(State::Failed(step.kind.name().to_owned())),
             StepResult::Skipped { because } => {
-                return Some(terminal::State::Failed(opened.graph.step(*because).kind.name().to_owned()));
+                return Some(State::Failed(opened.graph.step(*because).kind.name().to_owned()));
             }
             StepResult::NotReached => return None,
         }
@@ -269,7 +333,7 @@ fn count(built: &Built, wanted: fn(&StepResult) -> bool) -> usize {
     built.results.iter().filter(|it| wanted(it)).count()
 }
 
-fn summary(built: &Built, color: bool) -> String {
+fn summary(built: &Built) -> String {
     let up_to_date = count(built, |it| matches!(it, StepResult::UpToDate));
     let mut text = format!("{} steps run, {up_to_date} up to date", built.ran());
     let skipped = count(built, |it| matches!(it, StepResult::Skipped { .. }));
@@ -284,10 +348,15 @@ fn summary(built: &Built, color: bool) -> String {
         Outcome::Interrupted => (YELLOW, "interrupted"),
         _ => (RED, "failed"),
     };
-    format!("{}: {text}\n", print::paint(color, style, word))
+    done(style, word, &text)
 }
 
-fn to_json(opened: &Opened, built: &Built, reports: &[Option<BlockReport>]) -> Value {
+/// The last line of a build.
+fn done(style: anstyle::Style, word: &str, text: &str) -> String {
+    format!("{}: {text}\n", print::paint(print::colored(&io::stdout()), style, word))
+}
+
+fn to_json(opened: &Opened, built: &Built) -> Value {
     let step = |(step, result): (&Step, &StepResult)| {
         let mut value = match result {
             StepResult::NotReached => json!({ "result": "not-reached" }),
@@ -317,6 +386,6 @@ fn to_json(opened: &Opened, built: &Built, reports: &[Option<BlockReport>]) -> V
         "skipped": count(built, |it| matches!(it, StepResult::Skipped { .. })),
         "not-reached": count(built, |it| matches!(it, StepResult::NotReached)),
         "steps": steps,
-        "reports": reports.iter().flatten().collect::<Vec<_>>(),
+        "reports": rows(opened).iter().filter_map(|it| report(opened, built, it)).collect::<Vec<_>>(),
     })
 }

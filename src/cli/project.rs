@@ -8,7 +8,7 @@ use crate::{
     },
     host::CpuFacts,
     manifest::{
-        self, BlockInstance, PROJECT_FILE, Project,
+        self, BlockInstance, PROJECT_FILE, Project, Sources,
         spec::{Origin, Pass},
     },
     store::{Notice, Store},
@@ -20,7 +20,7 @@ use std::{
 };
 
 /// Which blocks a command is about.
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub struct Selection {
     /// Blocks: NAME, NAME@TARGET, or patterns like `gpt2-*`; all blocks that are in no group if none is given
     #[arg(value_name = "BLOCK")]
@@ -36,6 +36,8 @@ pub struct Selection {
 /// A project with all that a build of the chosen blocks reads.
 pub struct Opened {
     pub project: Project,
+    /// What the project was read from.
+    pub sources: Sources,
     pub store: Store,
     pub cpu: CpuFacts,
     pub rules: Rules,
@@ -46,13 +48,14 @@ pub struct Opened {
 
 impl Opened {
     pub fn open(directory: &Path, selection: &Selection) -> Result<Self, Error> {
-        let project = load(directory)?;
+        let (project, sources) = manifest::load_with_sources(&root(directory));
+        let project = project?;
         let (blocks, origins) = select(&project, selection)?;
         let (store, found) = Store::open(&project.root)?;
         notices(&found);
         let (cpu, rules) = (CpuFacts::detect(), Rules { corpus: project.cases.clone(), ..Rules::default() });
         let graph = graph::plan_build(&blocks, &cpu, &rules);
-        Ok(Self { project, store, cpu, rules, blocks, origins, graph })
+        Ok(Self { project, sources, store, cpu, rules, blocks, origins, graph })
     }
 
     pub fn workspace(&self) -> Workspace<'_> {
@@ -106,7 +109,8 @@ pub fn load(directory: &Path) -> Result<Project, Error> {
     Ok(manifest::load(&root(directory))?)
 }
 
-fn root(directory: &Path) -> PathBuf {
+/// The folder of the project that `directory` is in.
+pub fn root(directory: &Path) -> PathBuf {
     let absolute = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
     let root = absolute.ancestors().find(|it| it.join(PROJECT_FILE).is_file());
     root.map_or_else(|| directory.to_owned(), Path::to_owned)

@@ -13,6 +13,7 @@ pub mod error;
 mod load;
 mod resolve;
 pub mod schema;
+pub mod sources;
 pub mod spec;
 mod syntax;
 mod table;
@@ -21,8 +22,9 @@ mod table;
 mod tests;
 
 pub use error::{ProjectErrors, render};
-pub use load::{load, load_corpus};
+pub use load::{load, load_corpus, load_with_sources};
 pub use schema::schema;
+pub use sources::Sources;
 
 use crate::protocol::corpus::Case;
 use serde::{Deserialize, Serialize};

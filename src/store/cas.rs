@@ -6,7 +6,7 @@
 //! and still sees a blob that was edited or cut short. Rejected: keeping size and time of each blob in the records, which must
 //! then be written again whenever a cache folder is copied.
 
-use super::{StoreError, TEMPORARY};
+use super::{FOLDER, StoreError, TEMPORARY};
 use crate::digest::Digest;
 use std::{
     fs::{self, File, Permissions},
@@ -21,6 +21,15 @@ const SEALED: i64 = 1;
 
 /// A temporary file this old belongs to no living writer: one blob takes far less than a second.
 const ABANDONED: Duration = Duration::from_secs(3600);
+
+/// The folders that hold the blobs of the project at `root`, whether they exist or not. One that lost a blob, or got one, has
+/// another change time.
+pub fn folders(root: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let blobs = root.join(FOLDER).join(BLOBS);
+    (0..=u8::MAX).map(move |it| blobs.join(format!("{it:02x}")))
+}
+
+const BLOBS: &str = "cas";
 
 /// The blobs of one store.
 #[derive(Debug, Clone)]
@@ -56,7 +65,7 @@ impl BlobError {
 impl Cas {
     /// Opens, and where needed creates, the blobs in the cache folder `dir` (`.kforge-cache`, not its `cas`).
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        let cas = Self { blobs: dir.join("cas"), temporary: dir.join(TEMPORARY), corrupt: dir.join("corrupt") };
+        let cas = Self { blobs: dir.join(BLOBS), temporary: dir.join(TEMPORARY), corrupt: dir.join("corrupt") };
         for folder in [&cas.blobs, &cas.temporary] {
             fs::create_dir_all(folder).map_err(StoreError::io("create the folder", folder))?;
         }

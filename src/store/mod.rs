@@ -8,6 +8,7 @@ pub mod cas;
 mod clean;
 pub mod key;
 pub mod lock;
+pub mod memo;
 pub mod out;
 pub mod records;
 #[cfg(test)]
@@ -111,7 +112,7 @@ impl Store {
 
     /// The folder of what a person opens, e.g. `.kforge-cache/out/gpt2-small-s128@cpu`.
     pub fn out(&self, block_at_target: &str) -> PathBuf {
-        self.dir.join("out").join(block_at_target)
+        self.dir.join(out::OUT).join(block_at_target)
     }
 
     /// Makes [`Store::out`] hold exactly these blobs under these names ([`out::materialise`]). Returns how many files changed.

@@ -3,7 +3,10 @@
 //! Each folder has a stamp file that says which blob each file was copied from and what the file looked like then, so that an
 //! unchanged folder costs one read and one `stat` a file, and a file that somebody edited or removed is put back.
 
-use super::cas::{BlobError, Cas};
+use super::{
+    FOLDER,
+    cas::{BlobError, Cas},
+};
 use crate::digest::Digest;
 use std::{
     fmt::Write as _,
@@ -12,6 +15,13 @@ use std::{
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Component, Path, PathBuf},
 };
+
+/// Where the folders of the project at `root` are.
+pub fn folder(root: &Path) -> PathBuf {
+    root.join(FOLDER).join(OUT)
+}
+
+pub(super) const OUT: &str = "out";
 
 const STAMP: &str = ".kforge-stamp";
 

@@ -12,7 +12,7 @@
 
 mod frame;
 
-use super::{Notice, StoreError, TEMPORARY, key::KeyParts, lock::Lock};
+use super::{FOLDER, Notice, StoreError, TEMPORARY, key::KeyParts, lock::Lock};
 use crate::digest::Digest;
 use frame::{Entry, Scan};
 use std::{
@@ -27,6 +27,14 @@ use std::{
 
 /// Below this size the file is never rewritten to drop what newer entries replaced.
 const COMPACT_FROM: usize = 4 << 20;
+
+/// The file's name in the cache folder.
+const FILE: &str = "records";
+
+/// The file of the project at `root`.
+pub fn path(root: &Path) -> PathBuf {
+    root.join(FOLDER).join(FILE)
+}
 
 /// An action that succeeded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +80,7 @@ impl Records {
     /// Opens the records in the cache folder `dir`. A file that cannot be used is moved aside, never an error.
     pub fn open(dir: &Path) -> Result<(Self, Vec<Notice>), StoreError> {
         let records = Self {
-            path: dir.join("records"),
+            path: dir.join(FILE),
             lock: dir.join("locks").join("records"),
             corrupt: dir.join("corrupt"),
             temporary: dir.join(TEMPORARY),

@@ -6,9 +6,11 @@ use super::{
 };
 use crate::{
     build::graph::{Outputs, Step, StepId, StepKind},
+    digest::Digest,
     protocol::blob,
     store::{Store, out::OutError},
 };
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// The step's kind, the output's name, the file's name.
@@ -22,20 +24,24 @@ const FILES: [(StepKind, &str, &str); 7] = [
     (StepKind::Report, blob::REPORT, "report.json"),
 ];
 
-/// Brings the folders of all blocks that have an output up to date. Returns how many files changed.
-pub fn materialise<'a>(
-    store: &Store,
-    steps: &'a [Step],
-    outputs_of: impl Fn(StepId) -> Option<&'a Outputs>,
-) -> Result<usize, OutError> {
-    let mut folders: BTreeMap<String, Vec<_>> = BTreeMap::new();
+/// Name and content of each file of a folder.
+type Files = Vec<(&'static str, Digest)>;
+
+/// The folders of all blocks that have an output, by name, and what is in them.
+pub fn folders<'a>(steps: &'a [Step], outputs_of: impl Fn(StepId) -> Option<&'a Outputs>) -> BTreeMap<String, Files> {
+    let mut folders: BTreeMap<String, Files> = BTreeMap::new();
     for step in steps {
         let (Some(block), Some(outputs)) = (&step.block, outputs_of(step.id)) else { continue };
         let files = FILES.iter().filter(|it| it.0 == step.kind);
         let files = files.filter_map(|(_, output, file)| Some((*file, *outputs.get(*output)?)));
         folders.entry(format!("{block}@{}", step.target)).or_default().extend(files);
     }
-    folders.iter().map(|(folder, files)| store.materialise(folder, files)).sum()
+    folders
+}
+
+/// Brings the folders up to date. Returns how many files changed.
+pub fn materialise(store: &Store, folders: &BTreeMap<String, Files>) -> Result<usize, OutError> {
+    folders.par_iter().map(|(folder, files)| store.materialise(folder, files)).sum()
 }
 
 /// [`materialise`] after a build. A rejected kernel's audit is there too: it says what is wrong with the kernel beside it.
@@ -44,5 +50,5 @@ pub fn after(workspace: &Workspace<'_>, built: &Built) -> Result<usize, OutError
         StepResult::Failed { failure, .. } => Some(&failure.outputs),
         _ => built.outputs[id.index()].as_ref(),
     };
-    materialise(workspace.store, workspace.graph.steps(), outputs_of)
+    materialise(workspace.store, &folders(workspace.graph.steps(), outputs_of))
 }

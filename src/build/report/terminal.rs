@@ -15,29 +15,38 @@ pub enum State {
     Failed(String),
 }
 
-/// One block on one target.
-#[derive(Debug, Clone)]
-pub struct Row<'a> {
-    pub block: &'a str,
-    pub target: &'a str,
-    pub state: State,
-    /// Absent where a step failed before there was one.
-    pub report: Option<&'a BlockReport>,
-}
-
-impl<'a> Row<'a> {
-    pub fn of(report: &'a BlockReport, state: State) -> Self {
-        Self { block: &report.block, target: &report.target, state, report: Some(report) }
-    }
-}
-
 const GREEN: Style = AnsiColor::Green.on_default();
 const RED: Style = AnsiColor::Red.on_default().bold();
 const DIM: Style = Style::new().dimmed();
 const PLAIN: Style = Style::new();
 
+/// One block on one target, as text: what the table shows, and what can be kept to show it again without the report.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Line {
+    pub state: State,
+    /// Under `block@target`, and then under the columns of figures, as far as there are any.
+    pub cells: Vec<String>,
+}
+
+impl Line {
+    /// There is no report where a step failed before there was one.
+    pub fn new(block: &str, target: &str, mut state: State, report: Option<&BlockReport>) -> Self {
+        let mut cells = vec![format!("{block}@{target}")];
+        if let Some(report) = report {
+            if !report.verification.accepted && !matches!(state, State::Failed(_)) {
+                state = State::Failed("verify".to_owned());
+            }
+            cells.push(report.stages.len().to_string());
+            cells.extend(measured(&report.measured).map(|it| it.0));
+            cells.push(report.verification.worst_ratio.map_or_else(absent, bound_share));
+        }
+        Self { state, cells }
+    }
+}
+
 /// The table of a build. `width` is that of the terminal, in characters.
-pub fn table(rows: &[Row<'_>], width: usize, color: bool) -> String {
+pub fn table(lines: &[Line], width: usize, color: bool) -> String {
+    const SPREAD: usize = 4;
     let mut table = Table::new(&[
         Column { title: "block@target", right: false, worth: 9 },
         Column { title: "status", right: false, worth: 9 },
@@ -50,20 +59,16 @@ pub fn table(rows: &[Row<'_>], width: usize, color: bool) -> String {
         Column { title: "of memory", right: true, worth: 3 },
         Column { title: "error/bound", right: true, worth: 6 },
     ]);
-    for row in rows {
-        let name = format!("{}@{}", row.block, row.target);
-        let accepted = row.report.is_none_or(|it| it.verification.accepted);
-        let (status, style) = match &row.state {
+    for line in lines {
+        let status = match &line.state {
             State::Failed(step) => (format!("failed: {step}"), RED),
-            _ if !accepted => ("failed: verify".to_owned(), RED),
             State::Built => ("verified".to_owned(), GREEN),
             State::UpToDate => ("up to date".to_owned(), DIM),
         };
-        let mut cells = vec![(name, PLAIN), (status, style)];
-        if let Some(report) = row.report {
-            cells.push((report.stages.len().to_string(), PLAIN));
-            cells.extend(measured(&report.measured));
-            cells.push((report.verification.worst_ratio.map_or_else(absent, bound_share), PLAIN));
+        let mut cells: Vec<Cell> = line.cells.iter().map(|it| (it.clone(), PLAIN)).collect();
+        cells.insert(1.min(cells.len()), status);
+        if let Some(spread) = cells.get_mut(SPREAD) {
+            spread.1 = DIM;
         }
         table.push(cells);
     }

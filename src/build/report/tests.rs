@@ -1,7 +1,7 @@
 use super::{
     model::{BlockReport, Inputs, Verification},
     record::{self, Record},
-    terminal::{self, Row, State},
+    terminal::{self, Line, State},
 };
 use crate::{
     digest::Digest,
@@ -160,25 +160,26 @@ fn a_gate_is_as_good_as_its_worst_result() {
     assert_eq!((summary.worst_ratio, summary.gates[2].worst_stage.as_deref()), (Some(12.0), Some("matmul")));
 }
 
-fn rows<'a>(good: &'a BlockReport, rejected: &'a BlockReport) -> Vec<Row<'a>> {
+fn lines(good: &BlockReport, rejected: &BlockReport) -> Vec<Line> {
+    let line = |report: &BlockReport, state| Line::new(&report.block, &report.target, state, Some(report));
     vec![
-        Row::of(good, State::Built),
-        Row::of(good, State::UpToDate),
-        Row::of(rejected, State::Built),
-        Row { block: "gpt2-small-s128", target: "cpu", state: State::Failed("compile".to_owned()), report: None },
+        line(good, State::Built),
+        line(good, State::UpToDate),
+        line(rejected, State::Built),
+        Line::new("gpt2-small-s128", "cpu", State::Failed("compile".to_owned()), None),
     ]
 }
 
 #[test]
 fn the_table_has_a_row_for_each_block_and_target() {
     let (good, rejected) = (report(&verdict()), report(&Verdict { accepted: false, ..verdict() }));
-    insta::assert_snapshot!(terminal::table(&rows(&good, &rejected), 120, false));
+    insta::assert_snapshot!(terminal::table(&lines(&good, &rejected), 120, false));
 }
 
 #[test]
 fn a_narrow_table_keeps_what_tells_most() {
     let (good, rejected) = (report(&verdict()), report(&Verdict { accepted: false, ..verdict() }));
-    let text = terminal::table(&rows(&good, &rejected), 70, false);
+    let text = terminal::table(&lines(&good, &rejected), 70, false);
     assert!(text.lines().all(|it| it.chars().count() <= 70), "{text}");
     insta::assert_snapshot!(text);
 }
@@ -186,15 +187,15 @@ fn a_narrow_table_keeps_what_tells_most() {
 #[test]
 fn colour_changes_no_column() {
     let (good, rejected) = (report(&verdict()), report(&Verdict { accepted: false, ..verdict() }));
-    let rows = rows(&good, &rejected);
-    let colored = terminal::table(&rows, 120, true);
+    let lines = lines(&good, &rejected);
+    let colored = terminal::table(&lines, 120, true);
     assert!(colored.contains("\u{1b}[32mverified\u{1b}[0m"), "{colored:?}");
     let mut plain = String::new();
     for (index, part) in colored.split('\u{1b}').enumerate() {
         plain.push_str(if index == 0 { part } else { part.split_once('m').unwrap().1 });
     }
     let trimmed: Vec<_> = plain.lines().map(str::trim_end).collect();
-    assert_eq!(trimmed.join("\n") + "\n", terminal::table(&rows, 120, false));
+    assert_eq!(trimmed.join("\n") + "\n", terminal::table(&lines, 120, false));
 }
 
 #[test]
