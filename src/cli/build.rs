@@ -27,7 +27,7 @@ use crate::{
     store::{cas::BlobError, out::OutError},
 };
 use serde_json::{Value, json};
-use std::{io, path::Path, sync::Arc, thread};
+use std::{io, path::Path, sync::Arc, thread, time::Instant};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -126,18 +126,20 @@ struct Request<'a> {
 }
 
 /// Takes the directory's lock and builds.
-fn build(opened: &Opened, request: &Request<'_>, progress: &Progress) -> Result<Built, Error> {
+fn build(opened: &Opened, request: &Request<'_>, observer: &dyn Observer) -> Result<Built, Error> {
     let leash = Arc::new(Leash::default());
     let _guard = interrupt::guard(&leash);
-    let on_wait = |holder: &_| progress.event(Event::Waiting { what: Wait::Directory, holder });
+    let start = Instant::now();
+    let on_wait = |holder: &_| observer.event(Event::Waiting { what: Wait::Directory, holder });
     let (_lock, found) = lease::directory(&opened.store, &leash, on_wait)?.ok_or_else(Error::interrupted)?;
+    observer.event(Event::Acquired { what: Wait::Directory, waited: start.elapsed() });
     project::notices(&found);
     let jobs = request.jobs.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
     let force = request.force;
     let forced = move |_: &Step| force;
     let once = |forced: &dyn Fn(&Step) -> bool| {
         let options = Options { jobs, keep_going: request.keep_going, forced, goals: request.goals };
-        run::run(&opened.workspace(), &options, &leash, progress)
+        run::run(&opened.workspace(), &options, &leash, observer)
     };
     let built = once(&forced)?;
     match out::after(&opened.workspace(), &built) {

@@ -73,16 +73,16 @@ impl Observer for Progress {
             Event::Waiting { what, holder } => {
                 let what = match what {
                     Wait::Directory => "build in this directory",
-                    Wait::Device => "measurement on this device",
+                    Wait::Device { .. } => "measurement on this device",
                 };
                 self.line(YELLOW, "waiting", &format!("for the {what} by {holder}"));
             }
-            Event::Begun { steps } => {
+            Event::Begun { steps, .. } => {
                 if let Some(bar) = &self.bar {
                     bar.set_length(steps as u64);
                 }
             }
-            Event::Started { step, reason } => {
+            Event::Started { step, reason, .. } => {
                 if self.explain {
                     self.line(CYAN, "stale", &format!("{}: {reason}", step.identity()));
                 }
@@ -115,7 +115,9 @@ impl Observer for Progress {
                 let (damaged, step) = (damaged.identity(), step.identity());
                 self.line(YELLOW, "repairing", &format!("{damaged} is made again for {step}: {}", failure.message));
             }
-            Event::Ended => {
+            Event::Acquired { .. } | Event::Queued { .. } | Event::WorkerStarted { .. } => {}
+            Event::Interrupted { step } => self.end(step.identity()),
+            Event::Ended { .. } | Event::Aborted { .. } => {
                 if let Some(bar) = &self.bar {
                     bar.finish_and_clear();
                 }

@@ -38,6 +38,11 @@ pub struct Workspace<'a> {
     pub rules: &'a Rules,
 }
 
+/// Whether a worker does the steps of this kind; the tool does the others itself.
+pub const fn needs_worker(kind: StepKind) -> bool {
+    !matches!(kind, StepKind::Plan | StepKind::Report)
+}
+
 /// Wall time of one action. Generous: these end what hangs, they do not tune anything.
 const fn wall_ms(kind: StepKind) -> u64 {
     match kind {

@@ -6,7 +6,7 @@
 use super::{
     action::{self, Workspace},
     lease,
-    observe::{Event, Observer, Wait},
+    observe::{Counts, Event, Observer, Wait},
     queue::Queue,
     worker::{Leash, Seat, Toolchain, WorkerError},
 };
@@ -78,6 +78,20 @@ impl Built {
     pub fn failed(&self) -> usize {
         self.results.iter().filter(|it| matches!(it, StepResult::Failed { .. })).count()
     }
+
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for result in &self.results {
+            *match result {
+                StepResult::NotReached => &mut counts.not_reached,
+                StepResult::UpToDate => &mut counts.up_to_date,
+                StepResult::Ran { .. } => &mut counts.ran,
+                StepResult::Failed { .. } => &mut counts.failed,
+                StepResult::Skipped { .. } => &mut counts.skipped,
+            } += 1;
+        }
+        counts
+    }
 }
 
 /// The build itself cannot go on.
@@ -100,7 +114,7 @@ pub fn run(
     let (jobs, todo) = mpsc::channel();
     let (finished, results) = mpsc::channel();
     let crew = Crew { workspace, leash, observer, toolchain: &toolchain, todo: Mutex::new(todo) };
-    thread::scope(|scope| {
+    let built = thread::scope(|scope| {
         // Moved in, so that its end is the end of the channel, which is what the threads wait for.
         let jobs = jobs;
         let mut build = Build::begin(workspace, options, leash, observer)?;
@@ -110,7 +124,8 @@ pub fn run(
                 if threads < build.queue.running() {
                     threads += 1;
                     let (crew, finished) = (&crew, finished.clone());
-                    scope.spawn(move || crew.work(&finished));
+                    let seat = threads;
+                    scope.spawn(move || crew.work(seat, &finished));
                 }
                 // Received by one of the threads, which outlive this loop.
                 let _ = jobs.send(job);
@@ -125,12 +140,17 @@ pub fn run(
                 return Err(error);
             }
         }
-    })
+    });
+    if let Err(error) = &built {
+        observer.event(Event::Aborted { error: &error.to_string() });
+    }
+    built
 }
 
 /// A step with all that doing it needs.
 struct Job {
     step: StepId,
+    reason: StaleReason,
     inputs: BTreeMap<String, Digest>,
 }
 
@@ -151,20 +171,22 @@ struct Crew<'a> {
 
 impl Crew<'_> {
     /// One thread: does jobs until there are no more.
-    fn work(&self, finished: &mpsc::Sender<Over>) {
-        let mut seat = Seat::new(self.toolchain, self.leash);
+    fn work(&self, number: usize, finished: &mpsc::Sender<Over>) {
+        let started = |process, wall| self.observer.event(Event::WorkerStarted { seat: number, process, wall });
+        let mut seat = Seat::new(self.toolchain, self.leash).on_start(&started);
         loop {
             let job = self.todo.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(Job { step: id, inputs }) = job else { return };
+            let Ok(job) = job else { return };
+            let id = job.step;
             let step = self.workspace.graph.step(id);
             let lease = match is_exclusive(step) {
-                true => self.lease(),
+                true => self.lease(Wait::Device { step, seat: number }),
                 false => Ok(None),
             };
             let start = Instant::now();
             let result = match lease {
                 Ok(lease) => {
-                    let result = action::perform(self.workspace, step, inputs, &mut seat);
+                    let result = self.perform(job, number, &mut seat);
                     drop(lease);
                     result
                 }
@@ -176,10 +198,23 @@ impl Crew<'_> {
         }
     }
 
-    fn lease(&self) -> Result<Option<Lock>, Failure> {
-        let on_wait = |holder: &Holder| self.observer.event(Event::Waiting { what: Wait::Device, holder });
+    /// Tells that the step starts once the worker that it needs is there.
+    fn perform(&self, job: Job, number: usize, seat: &mut Seat<'_>) -> Result<Result<Outputs, Failure>, WorkerError> {
+        let Job { step, reason, inputs } = job;
+        let step = self.workspace.graph.step(step);
+        let worker = if action::needs_worker(step.kind) { Some(seat.fill()?) } else { None };
+        self.observer.event(Event::Started { step, reason: &reason, seat: number, worker });
+        action::perform(self.workspace, step, inputs, seat)
+    }
+
+    fn lease(&self, what: Wait<'_>) -> Result<Option<Lock>, Failure> {
+        let start = Instant::now();
+        let on_wait = |holder: &Holder| self.observer.event(Event::Waiting { what, holder });
         match lease::device(&self.workspace.cpu.fingerprint(), self.leash, on_wait) {
-            Ok(Some(lock)) => Ok(Some(lock)),
+            Ok(Some(lock)) => {
+                self.observer.event(Event::Acquired { what, waited: start.elapsed() });
+                Ok(Some(lock))
+            }
             Ok(None) => Err(Failure::new(FailureKind::Cancelled, "interrupted")),
             Err(error) => Err(Failure::new(FailureKind::Io, format!("the device cannot be leased: {error}"))),
         }
@@ -228,6 +263,7 @@ impl<'a> Build<'a> {
         leash: &'a Leash,
         observer: &'a dyn Observer,
     ) -> Result<Self, BuildError> {
+        let start = Instant::now();
         let graph = workspace.graph;
         let wanted = closure(graph, options.goals);
         let announced: Vec<bool> = graph
@@ -236,7 +272,8 @@ impl<'a> Build<'a> {
             .zip(&wanted)
             .map(|(decision, wanted)| *wanted && !matches!(decision, Decision::UpToDate { .. }))
             .collect();
-        observer.event(Event::Begun { steps: announced.iter().filter(|it| **it).count() });
+        let steps = announced.iter().filter(|it| **it).count();
+        observer.event(Event::Begun { steps, deciding: start.elapsed() });
         let state = |wanted: &bool| if *wanted { State::Waiting } else { State::Over(StepResult::NotReached) };
         let mut build = Self {
             workspace,
@@ -293,6 +330,7 @@ impl<'a> Build<'a> {
                 Ok(true)
             }
             Decision::Stale { key, parts, reason } => {
+                self.observer.event(Event::Queued { step, reason: &reason });
                 self.queue.push(step.id.index(), is_exclusive(step));
                 self.states[step.id.index()] = State::Due(Cause { key, parts, reason });
                 Ok(false)
@@ -307,14 +345,15 @@ impl<'a> Build<'a> {
             self.queue.close();
         }
         let step = &self.workspace.graph.steps()[self.queue.start()?];
-        if let State::Due(cause) = &self.states[step.id.index()] {
-            self.observer.event(Event::Started { step, reason: &cause.reason });
-        }
+        let State::Due(Cause { reason, .. }) = &self.states[step.id.index()] else {
+            self.queue.finish(); // only steps that are due are queued
+            return None;
+        };
         let inputs = step.inputs.iter().chain(&step.gates).filter_map(|it| {
             let digest = self.outputs[it.step.index()].as_ref()?.get(it.name)?;
             Some((it.name.to_owned(), *digest))
         });
-        Some(Job { step: step.id, inputs: inputs.collect() })
+        Some(Job { step: step.id, reason: reason.clone(), inputs: inputs.collect() })
     }
 
     fn finish(&mut self, over: Over) -> Result<(), BuildError> {
@@ -324,8 +363,10 @@ impl<'a> Build<'a> {
         let State::Due(cause) = std::mem::replace(state, State::Over(StepResult::NotReached)) else { return Ok(()) };
         let result = match over.result {
             Ok(Ok(outputs)) => self.record(step, cause, outputs, over.wall)?,
-            Ok(Err(failure)) if failure.kind == FailureKind::Cancelled => return Ok(()),
-            Err(WorkerError::Interrupted) => return Ok(()),
+            Ok(Err(Failure { kind: FailureKind::Cancelled, .. })) | Err(WorkerError::Interrupted) => {
+                self.observer.event(Event::Interrupted { step });
+                return Ok(());
+            }
             Err(error) => return Err(error.into()),
             Ok(Err(failure)) => {
                 if failure.kind == FailureKind::MissingBlob && self.repair(step, &failure)? {
@@ -399,16 +440,17 @@ impl<'a> Build<'a> {
     }
 
     fn end(self) -> Built {
-        self.observer.event(Event::Ended);
         let result = |state| match state {
             State::Over(result) => result,
             State::Waiting | State::Due(_) => StepResult::NotReached,
         };
-        Built {
+        let built = Built {
             results: self.states.into_iter().map(result).collect(),
             outputs: self.outputs,
             interrupted: self.leash.is_cancelled(),
-        }
+        };
+        self.observer.event(Event::Ended { counts: built.counts(), interrupted: built.interrupted });
+        built
     }
 }
 

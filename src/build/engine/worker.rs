@@ -18,7 +18,7 @@ use std::{
         mpsc::{self, Receiver, RecvTimeoutError},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Names the worker's executable; without it the one beside `kforge` is used.
@@ -366,19 +366,43 @@ pub struct Seat<'a> {
     toolchain: &'a Toolchain,
     leash: &'a Leash,
     worker: Option<Worker>,
+    on_start: &'a OnStart<'a>,
 }
+
+/// Told of each worker that starts: its process, and how long it took until it could be asked.
+pub type OnStart<'a> = dyn Fn(u32, Duration) + 'a;
 
 impl<'a> Seat<'a> {
     pub fn new(toolchain: &'a Toolchain, leash: &'a Leash) -> Self {
-        Self { toolchain, leash, worker: None }
+        Self { toolchain, leash, worker: None, on_start: &|_, _| () }
     }
 
-    /// Starts the worker if there is none and tells what it said.
+    pub fn on_start(mut self, on_start: &'a OnStart<'a>) -> Self {
+        self.on_start = on_start;
+        self
+    }
+
+    /// Starts a worker, in place of the one that there may be, and tells what it said.
     pub fn hello(&mut self) -> Result<Hello, WorkerError> {
         self.vacate();
+        Ok(self.start()?.1)
+    }
+
+    /// Starts a worker if there is none. Returns its process.
+    pub fn fill(&mut self) -> Result<u32, WorkerError> {
+        match self.pid() {
+            Some(process) => Ok(process),
+            None => Ok(self.start()?.0),
+        }
+    }
+
+    fn start(&mut self) -> Result<(u32, Hello), WorkerError> {
+        let start = Instant::now();
         let (worker, hello) = Worker::start(self.toolchain, self.leash)?;
+        let process = lock(&worker.child).id();
         self.worker = Some(worker);
-        Ok(hello)
+        (self.on_start)(process, start.elapsed());
+        Ok((process, hello))
     }
 
     /// The process of the seated worker, if there is one.
@@ -394,7 +418,8 @@ impl<'a> Seat<'a> {
                 Some(worker) => worker,
                 None => {
                     fresh = true;
-                    self.worker.insert(Worker::start(self.toolchain, self.leash)?.0)
+                    self.start()?;
+                    continue;
                 }
             };
             match worker.execute(request, self.leash) {
