@@ -118,6 +118,7 @@ fn read_holder(file: &mut File) -> Holder {
     }
 }
 
-fn unix_now() -> u64 {
+/// Seconds since 1970.
+pub(super) fn unix_now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |it| it.as_secs())
 }
