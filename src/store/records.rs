@@ -16,7 +16,7 @@
 mod frame;
 
 use super::{
-    Notice, StoreError, TEMPORARY,
+    Notice, StoreError, TEMPORARY, disk,
     key::KeyParts,
     lock::{Lock, unix_now},
 };
@@ -24,8 +24,8 @@ use crate::digest::Digest;
 use frame::{Entry, Scan};
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    fs::{self, File},
-    io::{self, Read, Write},
+    fs::File,
+    io::{self, Read},
     ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
@@ -33,7 +33,7 @@ use std::{
 };
 
 /// Below this size the file is never rewritten to drop what newer entries replaced.
-const COMPACT_FROM: usize = 4 << 20;
+const COMPACT_FROM: usize = if cfg!(test) { 64 << 10 } else { 4 << 20 }; // tests see it often
 
 /// An action that succeeded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -296,16 +296,16 @@ impl Records {
         match self.read(state)? {
             Content::Good => Ok(None),
             Content::Foreign(why) => {
-                fs::create_dir_all(&self.corrupt).map_err(failed)?;
-                fs::remove_dir_all(&kept).or_else(|_| fs::remove_file(&kept)).unwrap_or(());
-                fs::rename(&self.path, &kept).map_err(failed)?;
+                disk::create_folder(&self.corrupt).map_err(failed)?;
+                disk::remove_all(&kept).unwrap_or(());
+                disk::rename(&self.path, &kept).map_err(failed)?;
                 *state = State::default();
                 Ok(Some(Notice::RecordsReset { why, moved_to: kept }))
             }
             Content::Damaged => {
                 let bytes = state.damaged;
-                fs::create_dir_all(&self.corrupt).map_err(failed)?;
-                fs::copy(&self.path, &kept).map_err(failed)?;
+                disk::create_folder(&self.corrupt).map_err(failed)?;
+                disk::copy(&self.path, &kept).map_err(failed)?;
                 self.rewrite(state)?;
                 Ok(Some(Notice::RecordsDamaged { bytes, kept }))
             }
@@ -318,7 +318,7 @@ impl Records {
         let lock = self.lock()?;
         self.repair(&mut state, &lock)?;
         let failed = |error| StoreError::io("write", &self.path)(error);
-        let file = File::options().write(true).create(true).truncate(false).open(&self.path).map_err(failed)?;
+        let file = disk::open(&self.path).map_err(failed)?;
         let mut addition = Vec::new();
         if state.bytes.is_empty() {
             state.inode = file.metadata().map_err(failed)?.ino();
@@ -326,9 +326,9 @@ impl Records {
         }
         frame::encode_frame(entries, &mut addition);
         let end = state.bytes.len();
-        let written = file.set_len(end as u64).and_then(|()| file.write_all_at(&addition, end as u64));
+        let written = disk::cut(&file, end as u64).and_then(|()| disk::write_at(&file, &addition, end as u64));
         if let Err(error) = written {
-            file.set_len(end as u64).unwrap_or(()); // else the next writer cuts the half frame off
+            disk::cut(&file, end as u64).unwrap_or(()); // else the next writer cuts the half frame off
             return Err(failed(error));
         }
         state.bytes.extend_from_slice(&addition);
@@ -343,11 +343,11 @@ impl Records {
     fn rewrite(&self, state: &mut State) -> Result<(), StoreError> {
         let failed = |error| StoreError::io("rewrite", &self.path)(error);
         let bytes = state.live();
-        fs::create_dir_all(&self.temporary).map_err(failed)?;
-        let mut file = tempfile::Builder::new().prefix("records-").tempfile_in(&self.temporary).map_err(failed)?;
-        file.write_all(&bytes).map_err(failed)?;
-        file.as_file().sync_all().map_err(failed)?; // the old file is complete; the new one must be before it takes its place
-        let file = file.persist(&self.path).map_err(|error| failed(error.error))?;
+        disk::create_folder(&self.temporary).map_err(failed)?;
+        let mut file = disk::Temporary::create(&self.temporary, "records-").map_err(failed)?;
+        file.write(&bytes).map_err(failed)?;
+        file.sync().map_err(failed)?; // the old file is complete; the new one must be before it takes its place
+        let file = file.persist(&self.path).map_err(failed)?;
         *state = State { inode: file.metadata().map_err(failed)?.ino(), bytes, ..State::default() };
         state.index_from_start();
         Ok(())
