@@ -6,12 +6,12 @@
 //! and still sees a blob that was edited or cut short. Rejected: keeping size and time of each blob in the records, which must
 //! then be written again whenever a cache folder is copied.
 
-use super::{FOLDER, StoreError, TEMPORARY};
+use super::{FOLDER, StoreError, TEMPORARY, disk};
 use crate::digest::Digest;
 use std::{
-    fs::{self, File, Permissions},
-    io::{self, Write},
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -67,7 +67,7 @@ impl Cas {
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         let cas = Self { blobs: dir.join(BLOBS), temporary: dir.join(TEMPORARY), corrupt: dir.join("corrupt") };
         for folder in [&cas.blobs, &cas.temporary] {
-            fs::create_dir_all(folder).map_err(StoreError::io("create the folder", folder))?;
+            disk::create_folder(folder).map_err(StoreError::io("create the folder", folder))?;
         }
         Ok(cas)
     }
@@ -91,20 +91,20 @@ impl Cas {
             return Ok(digest);
         }
         if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(StoreError::io("create the folder", folder))?;
+            disk::create_folder(folder).map_err(StoreError::io("create the folder", folder))?;
         }
         self.write(&path, bytes).map_err(StoreError::io("write the blob", &path))?;
         Ok(digest)
     }
 
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix("blob-").tempfile_in(&self.temporary)?;
-        file.write_all(bytes)?;
-        file.as_file().set_permissions(Permissions::from_mode(0o444))?;
-        seal(file.as_file())?;
+        let mut file = disk::Temporary::create(&self.temporary, "blob-")?;
+        file.write(bytes)?;
+        file.set_mode(0o444)?;
+        file.set_modified(sealed_time())?;
         // Before the rename: after a power cut the name must not stand for content that never reached the disk. The
         // folder itself is not synced: a lost name is a miss.
-        file.as_file().sync_all()?;
+        file.sync()?;
         file.persist(path)?;
         Ok(())
     }
@@ -130,7 +130,7 @@ impl Cas {
             Ok(_) => {
                 self.get(digest)?;
                 // Best effort: an unsealed good blob only costs the next check its hash.
-                File::open(&path).and_then(|file| seal(&file)).unwrap_or(());
+                seal(&path).unwrap_or(());
                 Ok(())
             }
             Err(error) if is_absent(&error) => Err(BlobError::Missing { digest: *digest }),
@@ -140,14 +140,14 @@ impl Cas {
 
     fn move_away(&self, digest: &Digest, path: &Path, found: Digest) -> BlobError {
         let moved_to = self.corrupt.join(digest.to_string());
-        let moved = fs::create_dir_all(&self.corrupt).and_then(|()| fs::rename(path, &moved_to));
+        let moved = disk::create_folder(&self.corrupt).and_then(|()| disk::rename(path, &moved_to));
         match moved {
             Err(error) if !is_absent(&error) => return BlobError::io("move away the corrupt", path)(error),
             _ => {}
         }
         // Another process may have replaced the bad blob between our reading and our moving.
         if fs::read(&moved_to).is_ok_and(|it| Digest::of(&it) == *digest) {
-            fs::rename(&moved_to, path).unwrap_or(());
+            disk::rename(&moved_to, path).unwrap_or(());
         }
         BlobError::Corrupt { digest: *digest, found, moved_to }
     }
@@ -167,7 +167,7 @@ impl Cas {
                 entry.metadata().map(|it| SystemTime::UNIX_EPOCH + Duration::from_secs(it.ctime().max(0) as u64));
             let age = changed.ok().and_then(|it| now.duration_since(it).ok());
             if age.is_some_and(|it| it > ABANDONED) {
-                fs::remove_file(entry.path()).unwrap_or(());
+                disk::remove_file(&entry.path()).unwrap_or(());
             }
         }
         Ok(())
@@ -182,6 +182,10 @@ fn sealed(metadata: &fs::Metadata) -> bool {
     metadata.mtime() == SEALED
 }
 
-fn seal(file: &File) -> io::Result<()> {
-    file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(SEALED as u64))
+fn seal(path: &Path) -> io::Result<()> {
+    disk::set_modified(&File::open(path)?, sealed_time())
+}
+
+fn sealed_time() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(SEALED as u64)
 }

@@ -1,6 +1,6 @@
 //! Removing what was built. The caller holds the lock of the build; the lock files themselves stay (see [`super::lock`]).
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, disk};
 use crate::digest::Digest;
 use std::{collections::BTreeSet, fs, io};
 
@@ -13,9 +13,7 @@ impl Store {
             if entry.file_name() == "locks" {
                 continue;
             }
-            let is_folder = entry.file_type().is_ok_and(|it| it.is_dir());
-            let removed = if is_folder { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) };
-            accept_absent(removed).map_err(StoreError::io("remove", entry.path()))?;
+            accept_absent(disk::remove_all(&entry.path())).map_err(StoreError::io("remove", entry.path()))?;
         }
         Ok(())
     }
@@ -29,14 +27,14 @@ impl Store {
         };
         for digest in blobs(steps).difference(&blobs(others)) {
             let path = self.cas.path(digest);
-            accept_absent(fs::remove_file(&path)).map_err(StoreError::io("remove", path))?;
+            accept_absent(disk::remove_file(&path)).map_err(StoreError::io("remove", path))?;
         }
         let out = self.out(block_at_target);
-        accept_absent(fs::remove_dir_all(&out)).map_err(StoreError::io("remove", out))
+        accept_absent(disk::remove_all(&out)).map_err(StoreError::io("remove", out))
     }
 }
 
-fn accept_absent(result: io::Result<()>) -> io::Result<()> {
+pub(super) fn accept_absent(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,

@@ -1,6 +1,7 @@
 //! Locks between processes: `flock` on files that are never unlinked, so that two processes cannot hold two files of one name.
 //! The system releases a lock when its process dies, however it dies. The file's content names the holder, for messages only.
 
+use super::disk;
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
@@ -8,8 +9,8 @@ use rustix::{
 use serde::Serialize;
 use std::{
     fmt,
-    fs::{self, File},
-    io::{self, Read, Seek, Write},
+    fs::File,
+    io::{self, Read},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant, SystemTime},
@@ -79,28 +80,27 @@ impl Lock {
     pub fn try_acquire(path: &Path) -> Result<Result<Self, Holder>, LockError> {
         let failed = |source| LockError::Io { path: path.to_owned(), source };
         if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(failed)?;
+            disk::create_folder(folder).map_err(failed)?;
         }
         // Not truncated here: until the lock is ours, the content is the holder's.
-        let mut file =
-            File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
+        let mut file = disk::open(path).map_err(failed)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Ok(Err(read_holder(&mut file))),
             Err(error) => return Err(failed(error.into())),
         }
-        write_holder(&mut file).map_err(failed)?;
+        // A disk without room for the name must not keep anyone from making room.
+        write_holder(&file).unwrap_or(());
         Ok(Ok(Self { _file: file }))
     }
 }
 
 /// Three lines: pid, seconds since 1970, command.
-fn write_holder(file: &mut File) -> io::Result<()> {
+fn write_holder(file: &File) -> io::Result<()> {
     let command = std::env::args_os().map(|it| it.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ");
     let command = command.replace(['\n', '\r'], " ");
-    file.set_len(0)?;
-    file.rewind()?;
-    file.write_all(format!("{}\n{}\n{command}\n", std::process::id(), unix_now()).as_bytes())
+    disk::cut(file, 0)?;
+    disk::write_at(file, format!("{}\n{}\n{command}\n", std::process::id(), unix_now()).as_bytes(), 0)
 }
 
 /// What the file says; pid 0 when it says nothing readable, as in the moment between another's locking and writing.
@@ -118,6 +118,7 @@ fn read_holder(file: &mut File) -> Holder {
     }
 }
 
-fn unix_now() -> u64 {
+/// Seconds since 1970.
+pub(super) fn unix_now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |it| it.as_secs())
 }

@@ -1,7 +1,7 @@
 //! Small files that remember what was found out, so that it need not be found out again. Losing one costs time and nothing else:
 //! what cannot be read, or is not what was written, is as good as absent.
 
-use super::{FOLDER, Store, out};
+use super::{FOLDER, Store, disk, out};
 use crate::digest::Digest;
 use std::{
     fs, io,
@@ -23,7 +23,7 @@ impl Store {
     pub fn remember(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let path = path(&self.dir, name);
         if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
+            disk::create_folder(folder)?;
         }
         out::replace(self.cas.temporary(), &path, &[Digest::of(content).as_bytes(), content].concat())
     }

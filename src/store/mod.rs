@@ -6,6 +6,7 @@
 
 pub mod cas;
 mod clean;
+mod disk;
 pub mod key;
 pub mod lock;
 pub mod memo;
@@ -79,7 +80,7 @@ impl Store {
     pub fn open(root: &Path) -> Result<(Self, Vec<Notice>), StoreError> {
         let dir = root.join(FOLDER);
         let mut notices = Vec::new();
-        fs::create_dir_all(&dir).map_err(StoreError::io("create the folder", &dir))?;
+        disk::create_folder(&dir).map_err(StoreError::io("create the folder", &dir))?;
         notices.extend(check_layout(&dir)?);
         let cas = Cas::open(&dir)?;
         let (records, damage) = Records::open(&dir)?;
@@ -146,7 +147,7 @@ fn check_layout(dir: &Path) -> Result<Option<Notice>, StoreError> {
         Some(Err(_)) | None => {}
     }
     let temporary = dir.join(TEMPORARY);
-    fs::create_dir_all(&temporary).map_err(StoreError::io("create the folder", &temporary))?;
+    disk::create_folder(&temporary).map_err(StoreError::io("create the folder", &temporary))?;
     for (name, content) in [
         // Version control and backups should leave the folder alone.
         (".gitignore", "*\n"),

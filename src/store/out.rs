@@ -6,13 +6,13 @@
 use super::{
     FOLDER,
     cas::{BlobError, Cas},
+    disk,
 };
 use crate::digest::Digest;
 use std::{
     fmt::Write as _,
-    fs,
-    io::{self, Write},
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    fs, io,
+    os::unix::fs::MetadataExt,
     path::{Component, Path, PathBuf},
 };
 
@@ -54,7 +54,7 @@ pub fn materialise(cas: &Cas, folder: &Path, files: &[(&str, Digest)]) -> Result
             _ => {
                 let bytes = cas.get(digest).map_err(|source| OutError::Blob { path: path.clone(), source })?;
                 if fs::read(&path).ok().as_ref() != Some(&bytes) {
-                    fs::create_dir_all(folder).map_err(failed)?;
+                    disk::create_folder(folder).map_err(failed)?;
                     replace(cas.temporary(), &path, &bytes).map_err(failed)?;
                     changed += 1;
                 }
@@ -64,12 +64,12 @@ pub fn materialise(cas: &Cas, folder: &Path, files: &[(&str, Digest)]) -> Result
         writeln!(stamp, "{line}").unwrap_or(());
     }
     for gone in old.lines().filter_map(|it| it.splitn(4, ' ').nth(3)) {
-        if is_plain(gone) && files.iter().all(|it| it.0 != gone) && fs::remove_file(folder.join(gone)).is_ok() {
+        if is_plain(gone) && files.iter().all(|it| it.0 != gone) && disk::remove_file(&folder.join(gone)).is_ok() {
             changed += 1;
         }
     }
     if stamp != old {
-        fs::create_dir_all(folder)
+        disk::create_folder(folder)
             .and_then(|()| replace(cas.temporary(), &stamp_path, stamp.as_bytes()))
             .map_err(|source| OutError::Io { path: stamp_path, source })?;
     }
@@ -106,9 +106,9 @@ fn is_plain(name: &str) -> bool {
 /// Replaces the file at `path` by rename: a reader sees the old content or the new, nothing between. Not synced: what it
 /// is used for can be made again. `temporary` is the store's `tmp/`, where leftovers of killed processes are swept.
 pub(super) fn replace(temporary: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = tempfile::Builder::new().prefix("file-").tempfile_in(temporary)?;
-    file.write_all(bytes)?;
-    file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+    let mut file = disk::Temporary::create(temporary, "file-")?;
+    file.write(bytes)?;
+    file.set_mode(0o644)?;
     file.persist(path)?;
     Ok(())
 }

@@ -5,6 +5,9 @@
 //! or none. A process killed while it appends leaves a torn tail, which the next writer cuts off; a flipped bit costs the
 //! frame it is in. Readers take no lock and never wait.
 //!
+//! A step's last key is kept with the time at which it became that, built or current again: what nobody used for long can go
+//! first ([`Records::kept`], [`Records::remove`]).
+//!
 //! Rejected: LMDB. Its pages carry no checksum and are used where they are mapped: of 100 truncated database files 98 killed
 //! the process that opened them (SIGBUS), so a check of every page would have had to come first. It also needs an `fsync` for each
 //! commit to stay consistent over a power cut, where here a lost tail is a few misses. Opening and reading 100 records took
@@ -12,13 +15,17 @@
 
 mod frame;
 
-use super::{FOLDER, Notice, StoreError, TEMPORARY, key::KeyParts, lock::Lock};
+use super::{
+    FOLDER, Notice, StoreError, TEMPORARY, disk,
+    key::KeyParts,
+    lock::{Lock, unix_now},
+};
 use crate::digest::Digest;
 use frame::{Entry, Scan};
 use std::{
-    collections::{BTreeMap, HashMap},
-    fs::{self, File},
-    io::{self, Read, Write},
+    collections::{BTreeMap, HashMap, HashSet},
+    fs::File,
+    io::{self, Read},
     ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
@@ -26,7 +33,7 @@ use std::{
 };
 
 /// Below this size the file is never rewritten to drop what newer entries replaced.
-const COMPACT_FROM: usize = 4 << 20;
+const COMPACT_FROM: usize = if cfg!(test) { 64 << 10 } else { 4 << 20 }; // tests see it often
 
 /// The file's name in the cache folder.
 const FILE: &str = "records";
@@ -49,6 +56,24 @@ pub struct Record {
     pub wall_us: u64,
 }
 
+/// What the file holds of one record, for deciding what to keep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    pub record: Record,
+    /// When it was made or last became some step's latest again; seconds since 1970.
+    pub used_unix: u64,
+    /// Of its entry in the file.
+    pub bytes: u64,
+}
+
+/// What the file says of one step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepEntry {
+    pub step: String,
+    pub latest: Digest,
+    pub before: Option<Digest>,
+}
+
 /// The records of one store. Shared between threads by reference.
 #[derive(Debug)]
 pub struct Records {
@@ -66,14 +91,21 @@ struct State {
     inode: u64,
     /// The file's content from its start to the end of the last whole frame.
     bytes: Vec<u8>,
-    /// Where in `bytes` the record's entry is.
-    by_key: HashMap<Digest, Range<usize>>,
+    by_key: HashMap<Digest, Indexed>,
     /// Last key of each step, and the different one before it.
     steps: HashMap<String, (Digest, Option<Digest>)>,
     /// Bytes of entries that later ones replaced.
     dead: usize,
     /// Bytes that belong to no valid frame, other than a torn tail.
     damaged: u64,
+}
+
+#[derive(Debug)]
+struct Indexed {
+    /// Where in [`State::bytes`] the record's entry is.
+    entry: Range<usize>,
+    /// The latest time that the file says; 0 where only the record's own time is known.
+    used_unix: u64,
 }
 
 impl Records {
@@ -93,17 +125,13 @@ impl Records {
     /// The record with this key.
     pub fn get(&self, key: &Digest) -> Option<Record> {
         let state = self.state();
-        let entry = state.by_key.get(key)?;
-        match frame::decode(&state.bytes[entry.clone()]) {
-            Some(Entry::Record(record)) => Some(record),
-            _ => None,
-        }
+        state.record(state.by_key.get(key)?)
     }
 
     /// The outputs of the record with this key: all that a build with nothing to do needs to know.
     pub fn outputs(&self, key: &Digest) -> Option<BTreeMap<String, Digest>> {
         let state = self.state();
-        frame::decode_outputs(&state.bytes[state.by_key.get(key)?.clone()])
+        frame::decode_outputs(&state.bytes[state.by_key.get(key)?.entry.clone()])
     }
 
     /// The record of the step's last success. Steps are named like `gpt2-small-s128@cpu:verify`.
@@ -128,17 +156,74 @@ impl Records {
         let mut entries = Vec::new();
         for (step, record) in records {
             entries.push(frame::encode_record(record));
-            entries.push(frame::encode_latest(step, &record.key));
+            entries.push(frame::encode_latest(step, &record.key, record.finished_unix));
         }
         self.append(&entries)
     }
 
     /// The step's inputs are again what they were: the record of `key` is its latest. Writes nothing if it already is.
     pub fn set_latest(&self, step: &str, key: &Digest) -> Result<(), StoreError> {
+        self.set_latest_at(step, key, unix_now())
+    }
+
+    /// [`Records::set_latest`] at that time, in seconds since 1970.
+    pub(super) fn set_latest_at(&self, step: &str, key: &Digest, used_unix: u64) -> Result<(), StoreError> {
         if self.state().steps.get(step).is_some_and(|it| it.0 == *key) {
             return Ok(());
         }
-        self.append(&[frame::encode_latest(step, key)])
+        self.append(&[frame::encode_latest(step, key, used_unix)])
+    }
+
+    /// Every record, least recently used first.
+    pub fn kept(&self) -> Vec<Kept> {
+        let state = self.state();
+        let kept = state.by_key.values().filter_map(|it| {
+            let record = state.record(it)?;
+            let used_unix = it.used_unix.max(record.finished_unix);
+            Some(Kept { record, used_unix, bytes: it.entry.len() as u64 })
+        });
+        let mut kept: Vec<_> = kept.collect();
+        kept.sort_by_key(|it| (it.used_unix, it.record.key));
+        kept
+    }
+
+    /// Every step, by name.
+    pub fn steps(&self) -> Vec<StepEntry> {
+        let state = self.state();
+        let entry = |(step, &(latest, before)): (&String, &_)| StepEntry { step: step.clone(), latest, before };
+        let mut steps: Vec<_> = state.steps.iter().map(entry).collect();
+        steps.sort_by(|a, b| a.step.cmp(&b.step));
+        steps
+    }
+
+    /// Bytes of the file, as far as this process has read it.
+    pub fn bytes(&self) -> u64 {
+        self.state().bytes.len() as u64
+    }
+
+    /// Removes these records, each with the use time that the decision was made from: one that somebody used since stays.
+    /// Rewrites the file; returns how many went.
+    pub fn remove(&self, unneeded: &BTreeMap<Digest, u64>) -> Result<usize, StoreError> {
+        let mut state = self.state();
+        let lock = self.lock()?;
+        self.repair(&mut state, &lock)?;
+        let goes = |state: &State, key: &Digest, used: u64| {
+            let known = state.by_key.get(key)?;
+            Some(known.used_unix.max(state.record(known)?.finished_unix) <= used)
+        };
+        let gone: Vec<_> =
+            unneeded.iter().filter(|it| goes(&state, it.0, *it.1) == Some(true)).map(|it| *it.0).collect();
+        if gone.is_empty() {
+            return Ok(0);
+        }
+        for key in &gone {
+            state.by_key.remove(key);
+        }
+        if let Err(error) = self.rewrite(&mut state) {
+            *state = State::default(); // the file still has them
+            return Err(error);
+        }
+        Ok(gone.len())
     }
 
     /// Number of records.
@@ -219,16 +304,16 @@ impl Records {
         match self.read(state)? {
             Content::Good => Ok(None),
             Content::Foreign(why) => {
-                fs::create_dir_all(&self.corrupt).map_err(failed)?;
-                fs::remove_dir_all(&kept).or_else(|_| fs::remove_file(&kept)).unwrap_or(());
-                fs::rename(&self.path, &kept).map_err(failed)?;
+                disk::create_folder(&self.corrupt).map_err(failed)?;
+                disk::remove_all(&kept).unwrap_or(());
+                disk::rename(&self.path, &kept).map_err(failed)?;
                 *state = State::default();
                 Ok(Some(Notice::RecordsReset { why, moved_to: kept }))
             }
             Content::Damaged => {
                 let bytes = state.damaged;
-                fs::create_dir_all(&self.corrupt).map_err(failed)?;
-                fs::copy(&self.path, &kept).map_err(failed)?;
+                disk::create_folder(&self.corrupt).map_err(failed)?;
+                disk::copy(&self.path, &kept).map_err(failed)?;
                 self.rewrite(state)?;
                 Ok(Some(Notice::RecordsDamaged { bytes, kept }))
             }
@@ -241,7 +326,7 @@ impl Records {
         let lock = self.lock()?;
         self.repair(&mut state, &lock)?;
         let failed = |error| StoreError::io("write", &self.path)(error);
-        let file = File::options().write(true).create(true).truncate(false).open(&self.path).map_err(failed)?;
+        let file = disk::open(&self.path).map_err(failed)?;
         let mut addition = Vec::new();
         if state.bytes.is_empty() {
             state.inode = file.metadata().map_err(failed)?.ino();
@@ -249,9 +334,9 @@ impl Records {
         }
         frame::encode_frame(entries, &mut addition);
         let end = state.bytes.len();
-        let written = file.set_len(end as u64).and_then(|()| file.write_all_at(&addition, end as u64));
+        let written = disk::cut(&file, end as u64).and_then(|()| disk::write_at(&file, &addition, end as u64));
         if let Err(error) = written {
-            file.set_len(end as u64).unwrap_or(()); // else the next writer cuts the half frame off
+            disk::cut(&file, end as u64).unwrap_or(()); // else the next writer cuts the half frame off
             return Err(failed(error));
         }
         state.bytes.extend_from_slice(&addition);
@@ -266,11 +351,11 @@ impl Records {
     fn rewrite(&self, state: &mut State) -> Result<(), StoreError> {
         let failed = |error| StoreError::io("rewrite", &self.path)(error);
         let bytes = state.live();
-        fs::create_dir_all(&self.temporary).map_err(failed)?;
-        let mut file = tempfile::Builder::new().prefix("records-").tempfile_in(&self.temporary).map_err(failed)?;
-        file.write_all(&bytes).map_err(failed)?;
-        file.as_file().sync_all().map_err(failed)?; // the old file is complete; the new one must be before it takes its place
-        let file = file.persist(&self.path).map_err(|error| failed(error.error))?;
+        disk::create_folder(&self.temporary).map_err(failed)?;
+        let mut file = disk::Temporary::create(&self.temporary, "records-").map_err(failed)?;
+        file.write(&bytes).map_err(failed)?;
+        file.sync().map_err(failed)?; // the old file is complete; the new one must be before it takes its place
+        let file = file.persist(&self.path).map_err(failed)?;
         *state = State { inode: file.metadata().map_err(failed)?.ino(), bytes, ..State::default() };
         state.index_from_start();
         Ok(())
@@ -326,37 +411,64 @@ impl State {
         let size = range.len();
         match frame::peek(&self.bytes[range.clone()]) {
             Some(frame::Peek::Record(key)) => {
-                if let Some(old) = self.by_key.insert(key, range) {
-                    self.dead += old.len();
+                let used_unix = self.by_key.get(&key).map_or(0, |it| it.used_unix);
+                if let Some(old) = self.by_key.insert(key, Indexed { entry: range, used_unix }) {
+                    self.dead += old.entry.len();
                 }
             }
-            Some(frame::Peek::Latest(step, key)) => match self.steps.get_mut(step) {
-                Some((latest, before)) => {
-                    self.dead += size;
-                    if *latest != key {
-                        *before = Some(std::mem::replace(latest, key));
+            Some(frame::Peek::Latest(step, key, used)) => {
+                match self.steps.get_mut(step) {
+                    Some((latest, before)) => {
+                        self.dead += size;
+                        if *latest != key {
+                            *before = Some(std::mem::replace(latest, key));
+                        }
+                    }
+                    None => {
+                        let step = step.to_owned();
+                        self.steps.insert(step, (key, None));
                     }
                 }
-                None => {
-                    let step = step.to_owned();
-                    self.steps.insert(step, (key, None));
-                }
-            },
+                self.used(&key, used);
+            }
+            Some(frame::Peek::Used(key, used)) => self.used(&key, used),
             None => self.dead += size,
+        }
+    }
+
+    fn used(&mut self, key: &Digest, used_unix: u64) {
+        if let Some(record) = self.by_key.get_mut(key) {
+            record.used_unix = record.used_unix.max(used_unix);
+        }
+    }
+
+    fn record(&self, indexed: &Indexed) -> Option<Record> {
+        match frame::decode(&self.bytes[indexed.entry.clone()]) {
+            Some(Entry::Record(record)) => Some(record),
+            _ => None,
         }
     }
 
     /// A whole file with the live entries only, in small frames.
     fn live(&self) -> Vec<u8> {
-        let mut ranges: Vec<_> = self.by_key.values().cloned().collect();
-        ranges.sort_by_key(|it| it.start);
-        let mut entries: Vec<Vec<u8>> = ranges.into_iter().map(|it| self.bytes[it].to_vec()).collect();
+        let mut records: Vec<_> = self.by_key.iter().collect();
+        records.sort_by_key(|it| it.1.entry.start);
+        let mut entries: Vec<Vec<u8>> = records.iter().map(|it| self.bytes[it.1.entry.clone()].to_vec()).collect();
         let mut steps: Vec<_> = self.steps.iter().collect();
         steps.sort();
+        let mut named = HashSet::new();
         for (step, (latest, before)) in steps {
-            entries.extend(before.iter().map(|key| frame::encode_latest(step, key)));
-            entries.push(frame::encode_latest(step, latest));
+            // A step whose last record was removed was never built, as far as anyone can tell.
+            let Some(record) = self.by_key.get(latest) else { continue };
+            for (key, before) in before.iter().filter_map(|key| Some((key, self.by_key.get(key)?))) {
+                entries.push(frame::encode_latest(step, key, before.used_unix));
+                named.insert(key);
+            }
+            entries.push(frame::encode_latest(step, latest, record.used_unix));
+            named.insert(latest);
         }
+        let others = records.iter().filter(|(key, it)| it.used_unix > 0 && !named.contains(key));
+        entries.extend(others.map(|(key, it)| frame::encode_used(key, it.used_unix)));
         let mut bytes = frame::HEADER.to_vec();
         for some in entries.chunks(16) {
             frame::encode_frame(some, &mut bytes);

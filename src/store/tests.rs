@@ -1,6 +1,7 @@
 //! The store under bad disks, several processes and sudden death. Child processes are this test binary itself.
 
 mod blobs;
+pub(super) mod disk;
 mod folder;
 mod records;
 

@@ -4,14 +4,17 @@
 //! frame  = MAGIC, length of the entries: u32, first 16 bytes of BLAKE3(length, entries), entries
 //! entry  = length, kind: u8, body
 //! record = key, count, (name, digest)* of the outputs, finished: u64, wall: u64, count, (name, value)* of the parts
-//! latest = digest, step
+//! latest = digest, used: u64, step
+//! used   = digest, used: u64
+//!
+//! Times are seconds since 1970.
 
 use super::Record;
 use crate::{digest::Digest, store::key::KeyParts};
 use std::{collections::BTreeMap, ops::Range};
 
 /// First bytes of the file. Another version of the format has another header.
-pub const HEADER: &[u8] = b"kforge records 1\n";
+pub const HEADER: &[u8] = b"kforge records 2\n";
 
 /// Where a scan looks for the next frame behind a damaged one.
 const MAGIC: [u8; 4] = *b"\xf5kfR";
@@ -20,17 +23,28 @@ const FRAME_HEADER: usize = MAGIC.len() + 4 + CHECKSUM;
 
 const RECORD: u8 = 1;
 const LATEST: u8 = 2;
+const USED: u8 = 3;
 
 #[derive(Debug, PartialEq)]
 pub enum Entry {
     Record(Record),
-    Latest { step: String, key: Digest },
+    Latest {
+        step: String,
+        key: Digest,
+        used_unix: u64,
+    },
+    /// A rewrite keeps with this when a record was last used that no step names any more.
+    Used {
+        key: Digest,
+        used_unix: u64,
+    },
 }
 
 /// As much of an entry as the index needs.
 pub enum Peek<'a> {
     Record(Digest),
-    Latest(&'a str, Digest),
+    Latest(&'a str, Digest, u64),
+    Used(Digest, u64),
 }
 
 /// What [`scan`] finds, as ranges of the file.
@@ -132,10 +146,18 @@ pub fn encode_record(record: &Record) -> Vec<u8> {
     out
 }
 
-pub fn encode_latest(step: &str, key: &Digest) -> Vec<u8> {
+pub fn encode_latest(step: &str, key: &Digest, used_unix: u64) -> Vec<u8> {
     let mut out = vec![LATEST];
     out.extend_from_slice(key.as_bytes());
+    out.extend_from_slice(&used_unix.to_le_bytes());
     put_text(&mut out, step);
+    out
+}
+
+pub fn encode_used(key: &Digest, used_unix: u64) -> Vec<u8> {
+    let mut out = vec![USED];
+    out.extend_from_slice(key.as_bytes());
+    out.extend_from_slice(&used_unix.to_le_bytes());
     out
 }
 
@@ -144,9 +166,10 @@ pub fn peek(entry: &[u8]) -> Option<Peek<'_>> {
     match reader.byte()? {
         RECORD => Some(Peek::Record(reader.digest()?)),
         LATEST => {
-            let key = reader.digest()?;
-            Some(Peek::Latest(reader.text()?, key))
+            let (key, used) = (reader.digest()?, reader.u64()?);
+            Some(Peek::Latest(reader.text()?, key, used))
         }
+        USED => Some(Peek::Used(reader.digest()?, reader.u64()?)),
         _ => None,
     }
 }
@@ -165,9 +188,10 @@ pub fn decode(entry: &[u8]) -> Option<Entry> {
             Some(Entry::Record(Record { key, parts, outputs, finished_unix, wall_us }))
         }
         LATEST => {
-            let key = reader.digest()?;
-            Some(Entry::Latest { step: reader.text()?.to_owned(), key })
+            let (key, used_unix) = (reader.digest()?, reader.u64()?);
+            Some(Entry::Latest { step: reader.text()?.to_owned(), key, used_unix })
         }
+        USED => Some(Entry::Used { key: reader.digest()?, used_unix: reader.u64()? }),
         _ => None,
     }
 }
@@ -263,11 +287,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn entries_read_back_as_written(records in proptest::collection::vec(record(), 0..5), step in ".{0,40}") {
+        fn entries_read_back_as_written(records in proptest::collection::vec(record(), 0..5), step in ".{0,40}", used_unix: u64) {
             let mut expected: Vec<_> = records.iter().cloned().map(Entry::Record).collect();
             let mut encoded: Vec<_> = records.iter().map(encode_record).collect();
-            encoded.push(encode_latest(&step, &Digest::of(b"k")));
-            expected.push(Entry::Latest { step, key: Digest::of(b"k") });
+            let key = Digest::of(b"k");
+            encoded.extend([encode_latest(&step, &key, used_unix), encode_used(&key, used_unix)]);
+            expected.extend([Entry::Latest { step, key, used_unix }, Entry::Used { key, used_unix }]);
             let mut bytes = Vec::new();
             encode_frame(&encoded, &mut bytes);
             let Some(Scan::Frame { entries: range, frame }) = scan(&bytes, 0).next() else { panic!("no frame") };

@@ -70,6 +70,53 @@ fn a_step_whose_inputs_are_again_what_they_were_has_its_old_record_as_latest() {
     assert_eq!(records.before("step"), Some(record(2)));
 }
 
+/// The records of these indices, in this order.
+fn indices(records: &Records) -> Vec<u64> {
+    records.kept().iter().map(|it| it.record.wall_us).collect()
+}
+
+#[test]
+fn records_are_kept_in_the_order_of_their_last_use_across_a_rewrite() {
+    let dir = dir();
+    let (records, _) = Records::open(dir.path()).unwrap();
+    (0..4).for_each(|index| records.put("step", &record(index)).unwrap());
+    assert_eq!(indices(&records), [0, 1, 2, 3]);
+    // Current again long after it was made, then replaced: no step names it any more.
+    let later = record(9).finished_unix;
+    records.set_latest_at("step", &record(1).key, later).unwrap();
+    records.set_latest_at("step", &record(2).key, later + 1).unwrap();
+    records.set_latest_at("step", &record(3).key, later + 2).unwrap();
+    assert_eq!(indices(&records), [0, 1, 2, 3]);
+    records.set_latest_at("step", &record(0).key, later + 3).unwrap();
+    assert_eq!(indices(&records), [1, 2, 3, 0]);
+
+    assert_eq!(records.remove(&[(record(2).key, u64::MAX)].into()).unwrap(), 1);
+    let (again, notices) = Records::open(dir.path()).unwrap();
+    assert_eq!(notices, []);
+    assert_eq!(again.kept(), records.kept());
+    assert_eq!(indices(&again), [1, 3, 0]);
+    assert_eq!((again.latest("step"), again.before("step")), (Some(record(0)), Some(record(3))));
+}
+
+#[test]
+fn removing_forgets_steps_without_a_record_and_spares_what_was_used_since() {
+    let dir = dir();
+    let (records, _) = Records::open(dir.path()).unwrap();
+    let (other, _) = Records::open(dir.path()).unwrap();
+    (0..3).for_each(|index| records.put(&format!("step{index}"), &record(index)).unwrap());
+    let decided = records.kept().iter().map(|it| (it.record.key, it.used_unix)).collect();
+    // Another process builds on, with a record and with an old one that is current again.
+    other.put("step3", &record(3)).unwrap();
+    other.set_latest("step3", &record(1).key).unwrap();
+    assert_eq!(records.remove(&decided).unwrap(), 2);
+    let steps: Vec<_> = records.steps().into_iter().map(|it| (it.step, it.latest, it.before)).collect();
+    assert_eq!(steps, [("step1".into(), record(1).key, None), ("step3".into(), record(1).key, Some(record(3).key))]);
+    assert_eq!(records.len(), 2);
+    assert_eq!(other.refresh().unwrap(), []);
+    assert_eq!(other.kept(), records.kept());
+    assert_eq!(records.remove(&decided).unwrap(), 0, "nothing left to remove");
+}
+
 #[test]
 fn a_records_file_cut_anywhere_keeps_every_whole_commit() {
     let source = dir();
