@@ -7,7 +7,10 @@ use super::{
 };
 use crate::{
     build::{
-        engine::{action, lease},
+        engine::{
+            action,
+            lease::{self, Patience, Use},
+        },
         graph::StepKind,
     },
     host::CpuFacts,
@@ -62,8 +65,9 @@ pub fn main(command: Command) -> Result<Outcome, Error> {
     let asker = Asker::new(folder.path())?;
     let benchmark = asker.with(|asked| {
         let kernel = compile(asked, &asker, &args, &cpu)?;
-        let on_wait = |holder: &_| print::warning(&format!("waiting for the measurement on this device by {holder}"));
-        let lease = lease::device(&cpu.fingerprint(), asker.leash(), on_wait)?;
+        let on_wait = |holder: &_| print::warning(&format!("waiting for this device, which is used by {holder}"));
+        let patience = Patience { cancelled: &|| asker.leash().is_cancelled(), limit: None };
+        let lease = lease::device(&cpu.fingerprint(), Use::Measure, &patience, on_wait)?;
         let lease = lease.ok_or_else(Error::interrupted)?;
         let MatmulArgs { threads, time_ms, .. } = args;
         let action = ActionKind::BenchMatmul { cpu: cpu.clone(), threads, time_ms };

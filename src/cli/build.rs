@@ -9,11 +9,14 @@ use super::{
 use crate::{
     build::{
         engine::{
-            interrupt, lease,
-            observe::{Event, Observer, Wait},
+            action::Workers,
+            control::Control,
+            interrupt,
+            lease::{self, Patience},
+            observe::{Counts, Event, Observer, Wait},
             out,
             run::{self, Built, Options, StepResult},
-            worker::Leash,
+            worker::{Leash, Toolchain},
         },
         graph::{Decision, Outputs, Step, StepId, StepKind, output},
         report::{
@@ -27,7 +30,13 @@ use crate::{
     store::{cas::BlobError, out::OutError},
 };
 use serde_json::{Value, json};
-use std::{io, path::Path, sync::Arc, thread, time::Instant};
+use std::{
+    io,
+    path::Path,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -45,15 +54,29 @@ pub struct Args {
     /// Run every step, stale or not
     #[arg(long, conflicts_with = "locked")]
     force: bool,
+    #[command(flatten)]
+    how: How,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a build and a watch have in common.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct How {
     /// Go on with what does not depend on a failed step
     #[arg(short = 'k', long)]
     keep_going: bool,
     /// Steps that run at a time; those that measure always run alone
     #[arg(short = 'j', long, value_name = "N", value_parser = jobs)]
     jobs: Option<usize>,
-    /// Print the result as JSON
-    #[arg(long)]
-    json: bool,
+    /// How often a step is tried again that crashed, ran into a limit or measured what cannot be; it is then marked flaky.
+    /// What the verifier rejected is never tried again
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    retries: usize,
+    /// Seconds to wait for another process that makes the same step, cleans, or measures; as long as it takes if not given
+    #[arg(long, value_name = "SECONDS")]
+    wait: Option<u64>,
 }
 
 fn jobs(text: &str) -> Result<usize, String> {
@@ -83,7 +106,7 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
         remember(&opened, &built, &selection);
         return conclude(&opened, &built, &args);
     }
-    let options = Request { goals: &opened.goals(), force, keep_going: args.keep_going, jobs: args.jobs };
+    let options = Request { goals: &opened.goals(), force, how: &args.how };
     let progress = Progress::new(args.explain);
     let built = build(&opened, &options, &progress)?;
     conclude(&opened, &built, &args)
@@ -104,7 +127,7 @@ pub fn bring_up_to_date(opened: &Opened, step: StepId) -> Result<Wanted, Error> 
     if decisions[step.index()].is_up_to_date() {
         return Ok(Wanted::Built(gathered(opened, step, |it| decisions[it.index()].outputs())));
     }
-    let request = Request { goals: &goals, force: false, keep_going: false, jobs: None };
+    let request = Request { goals: &goals, force: false, how: &How::default() };
     let built = build(opened, &request, &Progress::new(false))?;
     Ok(match &built.outputs[step.index()] {
         Some(_) => Wanted::Built(gathered(opened, step, |it| built.outputs[it.index()].as_ref())),
@@ -118,28 +141,47 @@ fn gathered<'a>(opened: &Opened, step: StepId, outputs_of: impl Fn(StepId) -> Op
     steps.filter_map(outputs_of).flatten().map(|(name, digest)| (name.clone(), *digest)).collect()
 }
 
-struct Request<'a> {
-    goals: &'a [StepId],
-    force: bool,
-    keep_going: bool,
-    jobs: Option<usize>,
+pub struct Request<'a> {
+    pub goals: &'a [StepId],
+    pub force: bool,
+    pub how: &'a How,
 }
 
-/// Takes the directory's lock and builds.
+/// Builds until it is done or a signal comes.
 fn build(opened: &Opened, request: &Request<'_>, observer: &dyn Observer) -> Result<Built, Error> {
     let leash = Arc::new(Leash::default());
     let _guard = interrupt::guard(&leash);
+    let built = build_under((&leash, &Control::default()), opened, request, observer)?;
+    for path in opened.sources.changed(&opened.project.root) {
+        let path = path.display();
+        print::warning(&format!("`{path}` was edited during the build, whose results are of what it said before"));
+    }
+    Ok(built)
+}
+
+/// Takes the directory's lock and builds until it is done, interrupted or superseded.
+pub fn build_under(
+    (leash, control): (&Leash, &Control),
+    opened: &Opened,
+    request: &Request<'_>,
+    observer: &dyn Observer,
+) -> Result<Built, Error> {
+    let How { keep_going, retries, jobs, wait } = *request.how;
+    let wait = wait.map(Duration::from_secs);
     let start = Instant::now();
     let on_wait = |holder: &_| observer.event(Event::Waiting { what: Wait::Directory, holder });
-    let (_lock, found) = lease::directory(&opened.store, &leash, on_wait)?.ok_or_else(Error::interrupted)?;
+    let patience = Patience { cancelled: &|| leash.is_cancelled(), limit: wait };
+    let (_lock, found) = lease::directory(&opened.store, &patience, on_wait)?.ok_or_else(Error::interrupted)?;
     observer.event(Event::Acquired { what: Wait::Directory, waited: start.elapsed() });
     project::notices(&found);
-    let jobs = request.jobs.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+    let jobs = jobs.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
     let force = request.force;
     let forced = move |_: &Step| force;
+    let toolchain = Toolchain::new(opened.store.dir());
+    let workers = Workers { toolchain: &toolchain, leash };
     let once = |forced: &dyn Fn(&Step) -> bool| {
-        let options = Options { jobs, keep_going: request.keep_going, forced, goals: request.goals };
-        run::run(&opened.workspace(), &options, &leash, observer)
+        let options = Options { jobs, keep_going, retries, wait, forced, goals: request.goals };
+        run::run(&opened.workspace(), &options, &workers, (leash, control), observer)
     };
     let built = once(&forced)?;
     match out::after(&opened.workspace(), &built) {
@@ -181,7 +223,7 @@ fn nothing_to_do(opened: &Opened, decisions: &[Decision], goals: &[StepId]) -> R
         Err(error) => return Err(error.into()),
     }
     let results = outputs.iter().map(|it| if it.is_some() { StepResult::UpToDate } else { StepResult::NotReached });
-    Ok(Some(Built { results: results.collect(), outputs, interrupted: false }))
+    Ok(Some(Built { results: results.collect(), outputs, interrupted: false, superseded: false }))
 }
 
 /// Keeps what a build with nothing to do says, so that the next one need not find out again.
@@ -320,7 +362,11 @@ fn state(opened: &Opened, built: &Built, steps: &[StepId]) -> Option<State> {
     for step in steps.iter().map(|it| opened.graph.step(*it)) {
         match &built.results[step.id.index()] {
             StepResult::UpToDate => {}
-            StepResult::Ran { .. } => state = State::Built,
+            StepResult::Ran { failures, .. } if !failures.is_empty() => {
+                state = State::Flaky(step.kind.name().to_owned());
+            }
+            StepResult::Ran { .. } if state == State::UpToDate => state = State::Built,
+            StepResult::Ran { .. } => {}
             StepResult::Failed { .. } => return Some(State::Failed(step.kind.name().to_owned())),
             StepResult::Skipped { because } => {
                 return Some(State::Failed(opened.graph.step(*because).kind.name().to_owned()));
@@ -336,11 +382,9 @@ fn count(built: &Built, wanted: fn(&StepResult) -> bool) -> usize {
 }
 
 fn summary(built: &Built) -> String {
-    let up_to_date = count(built, |it| matches!(it, StepResult::UpToDate));
-    let mut text = format!("{} steps run, {up_to_date} up to date", built.ran());
-    let skipped = count(built, |it| matches!(it, StepResult::Skipped { .. }));
-    let not_reached = count(built, |it| matches!(it, StepResult::NotReached));
-    for (number, word) in [(built.failed(), "failed"), (skipped, "skipped"), (not_reached, "not reached")] {
+    let Counts { ran, flaky, up_to_date, failed, skipped, not_reached } = built.counts();
+    let mut text = format!("{ran} steps run, {up_to_date} up to date");
+    for (number, word) in [(flaky, "flaky"), (failed, "failed"), (skipped, "skipped"), (not_reached, "not reached")] {
         if number > 0 {
             text += &format!(", {number} {word}");
         }
@@ -363,8 +407,8 @@ fn to_json(opened: &Opened, built: &Built) -> Value {
         let mut value = match result {
             StepResult::NotReached => json!({ "result": "not-reached" }),
             StepResult::UpToDate => json!({ "result": "up-to-date" }),
-            StepResult::Ran { reason, wall, unchanged } => json!({
-                "result": "ran", "reason": reason, "text": reason.to_string(), "wall-ms": wall.as_secs_f64() * 1e3,
+            StepResult::Ran { reason, wall, unchanged, failures } => json!({
+                "result": if failures.is_empty() { "ran" } else { "flaky" }, "failures": failures, "reason": reason, "text": reason.to_string(), "wall-ms": wall.as_secs_f64() * 1e3,
                 "unchanged": unchanged,
             }),
             StepResult::Failed { reason, failure } => {
@@ -384,6 +428,7 @@ fn to_json(opened: &Opened, built: &Built) -> Value {
         "exit-code": outcome(built) as u8,
         "run": built.ran(),
         "up-to-date": count(built, |it| matches!(it, StepResult::UpToDate)),
+        "flaky": built.counts().flaky,
         "failed": built.failed(),
         "skipped": count(built, |it| matches!(it, StepResult::Skipped { .. })),
         "not-reached": count(built, |it| matches!(it, StepResult::NotReached)),

@@ -19,7 +19,7 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
     if args.blocks.is_empty() {
         let project = project::load(directory)?;
         let (store, _) = Store::open(&project.root)?;
-        let (_lock, _) = store.lock_build(None, waiting)?;
+        let (_lock, _) = store.lock_out_builds(None, waiting)?;
         store.clear()?;
         print::out(&format!("removed `{}`\n", store.dir().display()))?;
         return Ok(Outcome::Done);
@@ -27,7 +27,7 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
     let chosen = Opened::open(directory, &Selection { blocks: args.blocks, ..Selection::default() })?;
     // Patterns that match everything select the blocks in groups as well.
     let all = Opened::open(directory, &Selection { blocks: vec!["*".to_owned()], ..Selection::default() })?;
-    let (_lock, found) = chosen.store.lock_build(None, waiting)?;
+    let (_lock, found) = chosen.store.lock_out_builds(None, waiting)?;
     project::notices(&found);
     let steps_of = |opened: &'_ Opened, wanted: &dyn Fn(&str) -> bool| -> Vec<String> {
         let steps = opened.graph.steps().iter();

@@ -134,6 +134,7 @@ impl From<BuildError> for Error {
         match error {
             BuildError::Worker(error) => error.into(),
             BuildError::Store(error) => error.into(),
+            BuildError::Lock(error) => error.into(),
         }
     }
 }

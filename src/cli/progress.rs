@@ -72,10 +72,11 @@ impl Observer for Progress {
         match event {
             Event::Waiting { what, holder } => {
                 let what = match what {
-                    Wait::Directory => "build in this directory",
-                    Wait::Device { .. } => "measurement on this device",
+                    Wait::Directory => "for this directory, which is cleaned by".to_owned(),
+                    Wait::Step { step, .. } => format!("for {}, which is made by", step.identity()),
+                    Wait::Device { .. } => "for this device, which is used by".to_owned(),
                 };
-                self.line(YELLOW, "waiting", &format!("for the {what} by {holder}"));
+                self.line(YELLOW, "waiting", &format!("{what} {holder}"));
             }
             Event::Begun { steps, .. } => {
                 if let Some(bar) = &self.bar {
@@ -92,6 +93,13 @@ impl Observer for Progress {
                 self.end(step.identity());
                 let note = if unchanged { " (its outputs are unchanged)" } else { "" };
                 self.step_line(GREEN, "ran", &format!("{}{note}", step.identity()));
+            }
+            Event::Retrying { step, failure } => {
+                self.line(YELLOW, "retrying", &format!("{}: {}", step.identity(), failure.message));
+            }
+            Event::Found { step } => {
+                self.end(step.identity());
+                self.step_line(GREEN, "found", &format!("{} (another process made it)", step.identity()));
             }
             Event::CutOff { step } => {
                 self.end(step.identity());

@@ -3,6 +3,7 @@
 
 use crate::{digest::Digest, facts::Facts};
 use std::{
+    fs,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -43,6 +44,22 @@ impl Sources {
     /// A time before anything was looked at.
     pub const fn start(&self) -> SystemTime {
         self.start
+    }
+
+    /// The files that no longer say what was read. Folders are not compared: an editor's temporary file changes them too.
+    pub fn changed(&self, root: &Path) -> Vec<&Path> {
+        let holds = |source: &&Source| {
+            let path = root.join(&source.path);
+            match source.what {
+                Seen::File(digest) => {
+                    let same = source.facts.is_some() && Facts::at(&path) == source.facts;
+                    same || fs::read(&path).is_ok_and(|it| Digest::of(&it) == digest)
+                }
+                Seen::Nothing => Facts::at(&path).is_none(),
+                Seen::Folder => true,
+            }
+        };
+        self.seen.iter().filter(|it| !holds(it)).map(|it| it.path.as_path()).collect()
     }
 
     /// `facts` are those of before the file was read.

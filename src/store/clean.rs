@@ -70,7 +70,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (store, _) = Store::open(folder.path()).unwrap();
         let digest = store.cas.put(b"blob").unwrap();
-        let lock = store.lock_build(None, |_| {}).unwrap();
+        let lock = store.lock_out_builds(None, |_| {}).unwrap();
         store.clear().unwrap();
         drop(lock);
         assert!(store.build_lock_path().exists() && !store.cas.path(&digest).exists());

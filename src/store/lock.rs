@@ -53,14 +53,27 @@ pub struct Lock {
     _file: File,
 }
 
+/// Who may hold a lock beside its holder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    Alone,
+    /// Others that share it.
+    Shared,
+}
+
 impl Lock {
     /// Takes the lock at `path`, waiting at most `wait` (`None`: as long as it takes). `on_wait` is called when the waiting
     /// begins and again whenever another process turns out to be the holder.
-    pub fn acquire(path: &Path, wait: Option<Duration>, mut on_wait: impl FnMut(&Holder)) -> Result<Self, LockError> {
+    pub fn acquire(
+        path: &Path,
+        sharing: Sharing,
+        wait: Option<Duration>,
+        mut on_wait: impl FnMut(&Holder),
+    ) -> Result<Self, LockError> {
         let start = Instant::now();
         let mut told = None;
         loop {
-            let holder = match Self::try_acquire(path)? {
+            let holder = match Self::try_acquire(path, sharing)? {
                 Ok(lock) => return Ok(lock),
                 Err(holder) => holder,
             };
@@ -72,19 +85,23 @@ impl Lock {
                 on_wait(&holder);
                 told = Some(holder);
             }
-            thread::sleep(POLL);
+            thread::sleep(wait.map_or(POLL, |it| POLL.min(it - waited)));
         }
     }
 
-    /// Takes the lock at `path` if nobody has it, or says who does.
-    pub fn try_acquire(path: &Path) -> Result<Result<Self, Holder>, LockError> {
+    /// Takes the lock at `path` if nobody is in the way, or says who is.
+    pub fn try_acquire(path: &Path, sharing: Sharing) -> Result<Result<Self, Holder>, LockError> {
         let failed = |source| LockError::Io { path: path.to_owned(), source };
         if let Some(folder) = path.parent() {
             disk::create_folder(folder).map_err(failed)?;
         }
         // Not truncated here: until the lock is ours, the content is the holder's.
         let mut file = disk::open(path).map_err(failed)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let operation = match sharing {
+            Sharing::Alone => FlockOperation::NonBlockingLockExclusive,
+            Sharing::Shared => FlockOperation::NonBlockingLockShared,
+        };
+        match flock(&file, operation) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Ok(Err(read_holder(&mut file))),
             Err(error) => return Err(failed(error.into())),

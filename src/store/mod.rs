@@ -17,7 +17,7 @@ mod tests;
 
 use crate::digest::Digest;
 use cas::Cas;
-use lock::{Holder, Lock, LockError};
+use lock::{Holder, Lock, LockError, Sharing};
 use records::Records;
 use serde::Serialize;
 use std::{
@@ -93,22 +93,33 @@ impl Store {
         &self.dir
     }
 
-    /// Waits until no other process builds in this project ([`Lock::acquire`]), then sees what the last one recorded and
-    /// removes what it may have left behind.
-    pub fn lock_build(
+    /// Waits until no other process builds in this project, and keeps all others out of it.
+    pub fn lock_out_builds(
         &self,
         wait: Option<Duration>,
         on_wait: impl FnMut(&Holder),
     ) -> Result<(Lock, Vec<Notice>), BuildLockError> {
-        let lock = Lock::acquire(&self.build_lock_path(), wait, on_wait)?;
-        let notices = self.records.refresh()?;
-        self.cas.sweep()?;
-        Ok((lock, notices))
+        let lock = Lock::acquire(&self.build_lock_path(), Sharing::Alone, wait, on_wait)?;
+        Ok((lock, self.entered()?))
     }
 
-    /// Where the lock of [`Store::lock_build`] is, for callers that poll it themselves with [`Lock::try_acquire`].
+    /// Sees what other processes recorded and removes what those that were killed left behind.
+    pub fn entered(&self) -> Result<Vec<Notice>, StoreError> {
+        let notices = self.records.refresh()?;
+        self.cas.sweep()?;
+        Ok(notices)
+    }
+
+    /// The lock that builds share and [`Store::lock_out_builds`] takes alone.
     pub fn build_lock_path(&self) -> PathBuf {
         self.dir.join("locks").join("build")
+    }
+
+    /// The lock of the step with this key while it is made. Steps share 4096 locks, because lock files are never removed: two
+    /// that happen to have the same one wait for each other.
+    pub fn step_lock_path(&self, key: &Digest) -> PathBuf {
+        let name = key.to_string();
+        self.dir.join("locks").join("steps").join(&name[..3])
     }
 
     /// The folder of what a person opens, e.g. `.kforge-cache/out/gpt2-small-s128@cpu`.

@@ -18,7 +18,7 @@ mod frame;
 use super::{
     FOLDER, Notice, StoreError, TEMPORARY, disk,
     key::KeyParts,
-    lock::{Lock, unix_now},
+    lock::{Lock, Sharing, unix_now},
 };
 use crate::digest::Digest;
 use frame::{Entry, Scan};
@@ -255,7 +255,7 @@ impl Records {
 
     /// Held for an append or a rewrite, a few milliseconds at most.
     fn lock(&self) -> Result<Lock, StoreError> {
-        Lock::acquire(&self.lock, None, |_| {}).map_err(|error| StoreError::Io {
+        Lock::acquire(&self.lock, Sharing::Alone, None, |_| {}).map_err(|error| StoreError::Io {
             doing: "lock",
             path: self.lock.clone(),
             source: io::Error::other(error),

@@ -8,7 +8,7 @@ mod records;
 use super::{
     cas::Cas,
     key::KeyParts,
-    lock::Lock,
+    lock::{Lock, Sharing},
     records::{Record, Records},
 };
 use crate::digest::Digest;
@@ -87,7 +87,7 @@ fn child_process() {
             (0..100).for_each(|index| records.put(&format!("{base}"), &record(base + index)).unwrap());
         }
         "hold" => {
-            let _lock = Lock::acquire(&dir.join("lock"), None, |_| {}).unwrap();
+            let _lock = Lock::acquire(&dir.join("lock"), Sharing::Alone, None, |_| {}).unwrap();
             println!("held");
             thread::sleep(Duration::from_secs(600));
         }

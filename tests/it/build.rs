@@ -1,7 +1,13 @@
 //! What a build does and does not do again.
 
 use crate::project::{Built, Project, Run, signal, wait_until};
-use kernelforge::store::Store;
+use kernelforge::{
+    host::CpuFacts,
+    store::{
+        Store,
+        lock::{Lock, Sharing},
+    },
+};
 use std::{
     fs::{self, File},
     io::{BufRead, BufReader, Read},
@@ -177,15 +183,15 @@ fn overwrite(blob: &Path, secretly: bool) {
 }
 
 #[test]
-fn a_build_waits_for_another_in_the_same_directory_and_names_it() {
+fn a_build_waits_for_who_cleans_its_directory_and_names_it() {
     let project = Project::new();
     let (store, _) = Store::open(project.folder.path()).unwrap();
-    let (lock, _) = store.lock_build(None, |_| {}).unwrap();
+    let (lock, _) = store.lock_out_builds(None, |_| {}).unwrap();
     let mut build = project.command(&["build"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(build.stderr.take().unwrap());
     let mut line = String::new();
     stderr.read_line(&mut line).unwrap();
-    let expected = format!("waiting for the build in this directory by process {} (`", std::process::id());
+    let expected = format!("waiting for this directory, which is cleaned by process {} (`", std::process::id());
     assert!(line.trim_start().starts_with(&expected), "{line}");
     drop(lock);
     stderr.read_to_string(&mut line).unwrap();
@@ -196,7 +202,7 @@ fn a_build_waits_for_another_in_the_same_directory_and_names_it() {
 fn a_waiting_build_can_be_interrupted() {
     let project = Project::new();
     let (store, _) = Store::open(project.folder.path()).unwrap();
-    let _lock = store.lock_build(None, |_| {}).unwrap();
+    let _lock = store.lock_out_builds(None, |_| {}).unwrap();
     let mut build = project.command(&["build"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(build.stderr.take().unwrap());
     stderr.read_line(&mut String::new()).unwrap();
@@ -222,6 +228,96 @@ fn two_builds_at_once_do_each_step_once() {
     });
     let ran: usize = runs.iter().map(|it| Built(it.json()).ran().len()).sum();
     assert_eq!(ran, 12);
+}
+
+/// The lock of a step while it is made, as another build would hold it.
+fn make_elsewhere(project: &Project, step: &str) -> Lock {
+    let steps = project.done(&["build", "-n", "--json"]).json();
+    let step = steps["steps"].as_array().unwrap().iter().find(|it| it["step"] == step).unwrap();
+    let (store, _) = Store::open(&project.folder.path().canonicalize().unwrap()).unwrap();
+    let key = step["status"]["key"].as_str().unwrap().parse().unwrap();
+    Lock::acquire(&store.step_lock_path(&key), Sharing::Alone, None, |_| {}).unwrap()
+}
+
+#[test]
+fn a_step_that_another_process_makes_is_waited_for_while_other_blocks_are_built() {
+    let project = Project::new();
+    let lock = make_elsewhere(&project, "first@cpu:ir");
+    assert_eq!(project.build(&["second"]).ran(), row("second"));
+
+    let held = project.run(&["build", "first", "--wait", "0"]);
+    assert_eq!(held.code, Some(3), "{}", held.stderr);
+    let holder = format!("is held by process {} (`", std::process::id());
+    assert!(held.stderr.contains(&holder) && held.stderr.contains("gave up after 0 s"), "{}", held.stderr);
+
+    let mut build = project.command(&["build"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(build.stderr.take().unwrap());
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    let expected = format!("waiting for first@cpu:ir, which is made by process {} (`", std::process::id());
+    assert!(line.trim_start().starts_with(&expected), "{line}");
+    drop(lock);
+    assert!(build.wait_with_output().unwrap().status.success());
+}
+
+#[test]
+fn what_another_process_made_meanwhile_is_taken_from_it() {
+    let project = Project::new();
+    // What the other build is going to make.
+    project.build(&["first"]);
+    let records = project.path(".kforge-cache/records");
+    let made = fs::read(&records).unwrap();
+    fs::remove_file(&records).unwrap();
+
+    let lock = make_elsewhere(&project, "first@cpu:ir");
+    let mut build = project.command(&["build", "first"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(build.stderr.take().unwrap());
+    let mut log = String::new();
+    stderr.read_line(&mut log).unwrap();
+    assert!(log.contains("waiting for first@cpu:ir"), "{log}");
+    fs::write(&records, made).unwrap();
+    drop(lock);
+    stderr.read_to_string(&mut log).unwrap();
+    assert!(log.contains("found first@cpu:ir (another process made it)\n"), "{log}");
+    let stdout = String::from_utf8(build.wait_with_output().unwrap().stdout).unwrap();
+    assert!(stdout.ends_with("done: 0 steps run, 6 up to date\n"), "{stdout}{log}");
+}
+
+#[test]
+fn while_somebody_measures_no_step_runs_beside_it() {
+    let project = Project::new();
+    let folder = project.path("run").join(format!("kforge-{}", rustix::process::getuid().as_raw()));
+    let device = folder.join(format!("device-{}", CpuFacts::detect().fingerprint().short()));
+    let lock = Lock::acquire(&device, Sharing::Alone, None, |_| {}).unwrap();
+    let held = project.run(&["build", "--wait", "0"]);
+    assert_eq!((held.code, held.stderr.contains("is held by process")), (Some(3), true), "{}", held.stderr);
+    drop(lock);
+    // Another build that computes is not in the way of computing, and is in that of measuring.
+    let lock = Lock::acquire(&device, Sharing::Shared, None, |_| {}).unwrap();
+    let held = project.run(&["build", "first", "--wait", "0"]);
+    assert_eq!(held.code, Some(3));
+    assert!(held.stderr.contains("ran first@cpu:verify\n") && !held.stderr.contains("ran first@cpu:benchmark"));
+    drop(lock);
+    project.done(&["build"]);
+}
+
+#[test]
+fn a_manifest_that_is_edited_during_the_build_is_told_of_and_spoils_nothing() {
+    let project = Project::new();
+    let lock = make_elsewhere(&project, "first@cpu:ir");
+    let mut build = project.command(&["build"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(build.stderr.take().unwrap());
+    let mut log = String::new();
+    stderr.read_line(&mut log).unwrap();
+    project.edit("workloads/blocks.toml", "norm-eps = 1e-5", "norm-eps = 1e-3");
+    drop(lock);
+    stderr.read_to_string(&mut log).unwrap();
+    assert!(build.wait().unwrap().success());
+    assert!(log.contains("warning: `workloads/blocks.toml` was edited during the build"), "{log}");
+    // What was made is of what was read.
+    assert_eq!(project.build(&[]).ran(), row("first"));
+    project.edit("workloads/blocks.toml", "norm-eps = 1e-3", "norm-eps = 1e-5");
+    assert_eq!(project.build(&[]).ran(), [] as [&str; 0]);
 }
 
 #[test]

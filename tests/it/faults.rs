@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read},
     os::unix::{fs::PermissionsExt, process::ExitStatusExt},
+    path::Path,
     process::Stdio,
     thread,
     time::{Duration, Instant},
@@ -44,6 +45,58 @@ fn a_crash_fails_its_step_and_with_k_the_rest_is_built() {
     assert!(project.path(".kforge-cache/out/first@cpu/report.json").exists());
     // With a sound worker, only what is missing is done.
     assert_eq!(project.build(&[]).ran().len(), 6);
+}
+
+/// A worker that dies the first time it is asked for the IR of `bad`.
+fn flaky_worker(project: &Project) -> String {
+    let path = fragile_worker(project);
+    let script = fs::read_to_string(&path).unwrap();
+    let marker = project.path("died-once");
+    let once = format!("[ -e '{0}' ] || {{ : >'{0}'; echo 'last words' >&2; kill -s SEGV $$; }}", marker.display());
+    fs::write(&path, script.replace("echo 'last words' >&2; kill -s SEGV $$; exit", &once)).unwrap();
+    path
+}
+
+#[test]
+fn a_step_that_fails_once_is_flaky_where_retries_are_allowed() {
+    let project = Project::with(BAD);
+    let worker = flaky_worker(&project);
+    let run = |args: &[&str]| Run::of(project.command(args).env("KFORGE_WORKER", &worker).output().unwrap());
+    let run_flaky = run(&["build", "--retries", "2", "--json"]);
+    assert_eq!(run_flaky.code, Some(0), "{}", run_flaky.stderr);
+    assert!(run_flaky.stderr.contains("retrying bad@cpu:ir: the worker was killed by SIGSEGV"), "{}", run_flaky.stderr);
+    let json = run_flaky.json();
+    let step = &json["steps"][0];
+    assert_eq!((&step["step"], &step["result"]), (&"bad@cpu:ir".into(), &"flaky".into()));
+    assert_eq!(step["failures"][0]["kind"], "crash");
+    assert_eq!((&json["flaky"], &json["run"]), (&1.into(), &6.into()));
+
+    // Told in the table, too; and without retries it is a failure.
+    for (retries, code, table) in [("1", 0, "flaky: ir"), ("0", 1, "failed: ir")] {
+        fs::remove_file(project.path("died-once")).unwrap();
+        let run = run(&["build", "--force", "--retries", retries]);
+        assert_eq!(run.code, Some(code), "{}", run.stderr);
+        assert!(run.stdout.contains(table), "{}", run.stdout);
+    }
+}
+
+#[test]
+fn a_worker_does_not_outlive_the_build_and_neither_do_its_children() {
+    let project = Project::with(BAD);
+    let path = fragile_worker(&project);
+    let sleeper = format!("sleep 1000.{}", std::process::id());
+    fs::write(&path, format!("#!/bin/sh\n{sleeper} &\nexec '{}' \"$@\"\n", env!("CARGO_BIN_EXE_kforge-worker")))
+        .unwrap();
+    let mut command = project.command(&["build"]);
+    command.env("KFORGE_WORKER", &path).stderr(Stdio::piped()).stdout(Stdio::null());
+    let mut build = command.spawn().unwrap();
+    let mut log = BufReader::new(build.stderr.take().unwrap());
+    log.read_line(&mut String::new()).unwrap();
+    let asleep = || !processes_on(Path::new(&sleeper)).is_empty();
+    assert!(asleep());
+    signal("TERM", build.id());
+    assert_eq!(build.wait().unwrap().code(), Some(130));
+    wait_until("nothing is left", || !asleep());
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! What a step is in terms of actions: which request it sends to a worker, or what the tool does itself.
 
-use super::worker::{Request, Seat, WorkerError};
+use super::{
+    crew::{Executor, Seated},
+    worker::{Leash, Request, Seat, Token, Toolchain, WorkerError},
+};
 use crate::{
     build::{
         graph::{BlockTarget, Graph, Outputs, Rules, Step, StepKind},
@@ -75,12 +78,40 @@ fn physical_memory() -> u64 {
     kib.map_or(16 << 30, |it| it << 10)
 }
 
+/// Has steps done by worker processes, and by the tool itself where that is a moment's work.
+pub struct Workers<'a> {
+    pub toolchain: &'a Toolchain,
+    pub leash: &'a Leash,
+}
+
+impl Executor for Workers<'_> {
+    fn seat<'a>(&'a self, on_start: &'a dyn Fn(u32, Duration)) -> Box<dyn Seated + 'a> {
+        Box::new(Seat::new(self.toolchain, self.leash).on_start(on_start))
+    }
+}
+
+impl Seated for Seat<'_> {
+    fn prepare(&mut self, kind: StepKind) -> Result<Option<u32>, WorkerError> {
+        if needs_worker(kind) { self.fill().map(Some) } else { Ok(None) }
+    }
+
+    fn perform(
+        &mut self,
+        workspace: &Workspace<'_>,
+        step: &Step,
+        inputs: BTreeMap<String, Digest>,
+        token: &Token,
+    ) -> Result<Result<Outputs, Failure>, WorkerError> {
+        perform(workspace, step, inputs, (self, token))
+    }
+}
+
 /// Does a step whose inputs exist. The outer error is about having a worker, the inner one about the step.
-pub fn perform(
+fn perform(
     workspace: &Workspace<'_>,
     step: &Step,
     inputs: BTreeMap<String, Digest>,
-    seat: &mut Seat<'_>,
+    (seat, token): (&mut Seat<'_>, &Token),
 ) -> Result<Result<Outputs, Failure>, WorkerError> {
     let kind = match action(workspace, step) {
         Some(Ok(kind)) => kind,
@@ -89,7 +120,7 @@ pub fn perform(
     };
     let request = Request { kind, inputs, limits: limits(step.kind) };
     let start = Instant::now();
-    let result = seat.execute(&request)?.map(|Done { outputs }| outputs);
+    let result = seat.execute_revocably(&request, token)?.map(|Done { outputs }| outputs);
     Ok(result.map_err(|failure| audited(workspace.store, &request, failure, start.elapsed())))
 }
 

@@ -5,6 +5,8 @@
 //! one device, [`interrupt`] is Ctrl-C, [`out`] is what a person opens, [`observe`] is how all this is told.
 
 pub mod action;
+pub mod control;
+pub mod crew;
 pub mod interrupt;
 pub mod lease;
 pub mod observe;

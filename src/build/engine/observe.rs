@@ -9,7 +9,7 @@ use std::time::Duration;
 
 #[derive(Debug, Clone, Copy)]
 pub enum Event<'a> {
-    /// Another process builds in this directory, or measures on this device.
+    /// Another process cleans this directory, makes the step, or measures on this device.
     Waiting {
         what: Wait<'a>,
         holder: &'a Holder,
@@ -56,6 +56,15 @@ pub enum Event<'a> {
         step: &'a Step,
         failure: &'a Failure,
     },
+    /// It failed in a way that need not come again, and is tried again.
+    Retrying {
+        step: &'a Step,
+        failure: &'a Failure,
+    },
+    /// Another process made it while this one waited for its turn.
+    Found {
+        step: &'a Step,
+    },
     Skipped {
         step: &'a Step,
         because: &'a Step,
@@ -84,6 +93,8 @@ pub enum Event<'a> {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     pub ran: usize,
+    /// Of those that ran, how many failed at first.
+    pub flaky: usize,
     pub up_to_date: usize,
     pub failed: usize,
     pub skipped: usize,
@@ -94,7 +105,12 @@ pub struct Counts {
 #[derive(Debug, Clone, Copy)]
 pub enum Wait<'a> {
     Directory,
-    /// Wanted by a step that measures, which already has its seat.
+    /// The step, which another process is making.
+    Step {
+        step: &'a Step,
+        seat: usize,
+    },
+    /// Wanted by a step that measures, or kept from one that does not by one that does. The step already has its seat.
     Device {
         step: &'a Step,
         seat: usize,

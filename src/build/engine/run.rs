@@ -4,26 +4,21 @@
 //! are given. A step is recorded as soon as it is finished, so whatever ends the build loses only what was running.
 
 use super::{
-    action::{self, Workspace},
-    lease,
-    observe::{Counts, Event, Observer, Wait},
+    action::Workspace,
+    control::Control,
+    crew::{Crew, End, Executor, Job, Over},
+    observe::{Counts, Event, Observer},
     queue::Queue,
-    worker::{Leash, Seat, Toolchain, WorkerError},
+    worker::{Leash, WorkerError},
 };
 use crate::{
     build::graph::{Class, Decision, Graph, Input, Outputs, StaleReason, Step, StepId},
     digest::Digest,
     protocol::{Failure, FailureKind},
-    store::{
-        StoreError,
-        key::KeyParts,
-        lock::{Holder, Lock},
-        records::Record,
-    },
+    store::{StoreError, key::KeyParts, lock::LockError, records::Record},
 };
 use std::{
-    collections::BTreeMap,
-    sync::{Mutex, PoisonError, mpsc},
+    sync::{Mutex, mpsc},
     thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -34,6 +29,10 @@ pub struct Options<'a> {
     pub jobs: usize,
     /// Go on with what does not depend on a failed step.
     pub keep_going: bool,
+    /// How often a step that failed for no fault of its own (a crash, a limit, an implausible measurement) is tried again.
+    pub retries: usize,
+    /// How long another process is waited for; `None`: as long as it takes.
+    pub wait: Option<Duration>,
     /// Steps to run although nothing they read has changed.
     pub forced: &'a dyn Fn(&Step) -> bool,
     /// What to have at the end; what these depend on is built too.
@@ -51,6 +50,8 @@ pub enum StepResult {
         wall: Duration,
         /// It made what it had made before.
         unchanged: bool,
+        /// How it failed before: a step with any is flaky.
+        failures: Vec<Failure>,
     },
     Failed {
         reason: StaleReason,
@@ -68,6 +69,8 @@ pub struct Built {
     pub results: Vec<StepResult>,
     pub outputs: Vec<Option<Outputs>>,
     pub interrupted: bool,
+    /// A newer build took its place.
+    pub superseded: bool,
 }
 
 impl Built {
@@ -85,7 +88,10 @@ impl Built {
             *match result {
                 StepResult::NotReached => &mut counts.not_reached,
                 StepResult::UpToDate => &mut counts.up_to_date,
-                StepResult::Ran { .. } => &mut counts.ran,
+                StepResult::Ran { failures, .. } => {
+                    counts.flaky += usize::from(!failures.is_empty());
+                    &mut counts.ran
+                }
                 StepResult::Failed { .. } => &mut counts.failed,
                 StepResult::Skipped { .. } => &mut counts.skipped,
             } += 1;
@@ -101,23 +107,27 @@ pub enum BuildError {
     Worker(#[from] WorkerError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Another process did not let go of a step or of the device in time.
+    #[error(transparent)]
+    Lock(#[from] LockError),
 }
 
 /// Builds the goals. The caller holds the lock on the directory.
 pub fn run(
     workspace: &Workspace<'_>,
     options: &Options<'_>,
-    leash: &Leash,
+    executor: &dyn Executor,
+    (leash, control): (&Leash, &Control),
     observer: &dyn Observer,
 ) -> Result<Built, BuildError> {
-    let toolchain = Toolchain::new(workspace.store.dir());
     let (jobs, todo) = mpsc::channel();
     let (finished, results) = mpsc::channel();
-    let crew = Crew { workspace, leash, observer, toolchain: &toolchain, todo: Mutex::new(todo) };
+    let Options { retries, wait, .. } = *options;
+    let crew = Crew { workspace, executor, leash, control, observer, retries, wait, todo: Mutex::new(todo) };
     let built = thread::scope(|scope| {
         // Moved in, so that its end is the end of the channel, which is what the threads wait for.
         let jobs = jobs;
-        let mut build = Build::begin(workspace, options, leash, observer)?;
+        let mut build = Build::begin(workspace, options, (leash, control), observer)?;
         let mut threads = 0;
         loop {
             while let Some(job) = build.next_job() {
@@ -147,82 +157,8 @@ pub fn run(
     built
 }
 
-/// A step with all that doing it needs.
-struct Job {
-    step: StepId,
-    reason: StaleReason,
-    inputs: BTreeMap<String, Digest>,
-}
-
-struct Over {
-    step: StepId,
-    result: Result<Result<Outputs, Failure>, WorkerError>,
-    wall: Duration,
-}
-
-/// What the threads share.
-struct Crew<'a> {
-    workspace: &'a Workspace<'a>,
-    leash: &'a Leash,
-    observer: &'a dyn Observer,
-    toolchain: &'a Toolchain,
-    todo: Mutex<mpsc::Receiver<Job>>,
-}
-
-impl Crew<'_> {
-    /// One thread: does jobs until there are no more.
-    fn work(&self, number: usize, finished: &mpsc::Sender<Over>) {
-        let started = |process, wall| self.observer.event(Event::WorkerStarted { seat: number, process, wall });
-        let mut seat = Seat::new(self.toolchain, self.leash).on_start(&started);
-        loop {
-            let job = self.todo.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(job) = job else { return };
-            let id = job.step;
-            let step = self.workspace.graph.step(id);
-            let lease = match is_exclusive(step) {
-                true => self.lease(Wait::Device { step, seat: number }),
-                false => Ok(None),
-            };
-            let start = Instant::now();
-            let result = match lease {
-                Ok(lease) => {
-                    let result = self.perform(job, number, &mut seat);
-                    drop(lease);
-                    result
-                }
-                Err(failure) => Ok(Err(failure)),
-            };
-            if finished.send(Over { step: id, result, wall: start.elapsed() }).is_err() {
-                return;
-            }
-        }
-    }
-
-    /// Tells that the step starts once the worker that it needs is there.
-    fn perform(&self, job: Job, number: usize, seat: &mut Seat<'_>) -> Result<Result<Outputs, Failure>, WorkerError> {
-        let Job { step, reason, inputs } = job;
-        let step = self.workspace.graph.step(step);
-        let worker = if action::needs_worker(step.kind) { Some(seat.fill()?) } else { None };
-        self.observer.event(Event::Started { step, reason: &reason, seat: number, worker });
-        action::perform(self.workspace, step, inputs, seat)
-    }
-
-    fn lease(&self, what: Wait<'_>) -> Result<Option<Lock>, Failure> {
-        let start = Instant::now();
-        let on_wait = |holder: &Holder| self.observer.event(Event::Waiting { what, holder });
-        match lease::device(&self.workspace.cpu.fingerprint(), self.leash, on_wait) {
-            Ok(Some(lock)) => {
-                self.observer.event(Event::Acquired { what, waited: start.elapsed() });
-                Ok(Some(lock))
-            }
-            Ok(None) => Err(Failure::new(FailureKind::Cancelled, "interrupted")),
-            Err(error) => Err(Failure::new(FailureKind::Io, format!("the device cannot be leased: {error}"))),
-        }
-    }
-}
-
 /// Measures, and therefore wants the machine for itself.
-fn is_exclusive(step: &Step) -> bool {
+pub fn is_exclusive(step: &Step) -> bool {
     step.class() == (Class::Device { exclusive: true })
 }
 
@@ -246,6 +182,7 @@ struct Build<'a> {
     workspace: &'a Workspace<'a>,
     options: &'a Options<'a>,
     leash: &'a Leash,
+    control: &'a Control,
     observer: &'a dyn Observer,
     queue: Queue,
     states: Vec<State>,
@@ -260,7 +197,7 @@ impl<'a> Build<'a> {
     fn begin(
         workspace: &'a Workspace<'a>,
         options: &'a Options<'a>,
-        leash: &'a Leash,
+        (leash, control): (&'a Leash, &'a Control),
         observer: &'a dyn Observer,
     ) -> Result<Self, BuildError> {
         let start = Instant::now();
@@ -279,6 +216,7 @@ impl<'a> Build<'a> {
             workspace,
             options,
             leash,
+            control,
             observer,
             queue: Queue::new(options.jobs),
             states: wanted.iter().map(state).collect(),
@@ -341,11 +279,11 @@ impl<'a> Build<'a> {
     }
 
     fn next_job(&mut self) -> Option<Job> {
-        if self.leash.is_cancelled() {
+        if self.leash.is_cancelled() || self.control.is_superseded() {
             self.queue.close();
         }
         let step = &self.workspace.graph.steps()[self.queue.start()?];
-        let State::Due(Cause { reason, .. }) = &self.states[step.id.index()] else {
+        let State::Due(Cause { key, reason, .. }) = &self.states[step.id.index()] else {
             self.queue.finish(); // only steps that are due are queued
             return None;
         };
@@ -353,7 +291,7 @@ impl<'a> Build<'a> {
             let digest = self.outputs[it.step.index()].as_ref()?.get(it.name)?;
             Some((it.name.to_owned(), *digest))
         });
-        Some(Job { step: step.id, reason: reason.clone(), inputs: inputs.collect() })
+        Some(Job { step: step.id, key: *key, reason: reason.clone(), inputs: inputs.collect() })
     }
 
     fn finish(&mut self, over: Over) -> Result<(), BuildError> {
@@ -361,14 +299,20 @@ impl<'a> Build<'a> {
         let step = self.workspace.graph.step(over.step);
         let state = &mut self.states[step.id.index()];
         let State::Due(cause) = std::mem::replace(state, State::Over(StepResult::NotReached)) else { return Ok(()) };
-        let result = match over.result {
-            Ok(Ok(outputs)) => self.record(step, cause, outputs, over.wall)?,
-            Ok(Err(Failure { kind: FailureKind::Cancelled, .. })) | Err(WorkerError::Interrupted) => {
+        let result = match over.end {
+            End::Made(outputs) => self.record(step, cause, outputs, over.wall, over.failures)?,
+            End::Found(outputs) => {
+                self.workspace.store.records.set_latest(step.identity(), &cause.key)?;
+                self.observer.event(Event::Found { step });
+                self.outputs[step.id.index()] = Some(outputs);
+                StepResult::UpToDate
+            }
+            End::Cancelled => {
                 self.observer.event(Event::Interrupted { step });
                 return Ok(());
             }
-            Err(error) => return Err(error.into()),
-            Ok(Err(failure)) => {
+            End::Broken(error) => return Err(error),
+            End::Failed(failure) => {
                 if failure.kind == FailureKind::MissingBlob && self.repair(step, &failure)? {
                     return Ok(());
                 }
@@ -392,6 +336,7 @@ impl<'a> Build<'a> {
         cause: Cause,
         outputs: Outputs,
         wall: Duration,
+        failures: Vec<Failure>,
     ) -> Result<StepResult, BuildError> {
         let records = &self.workspace.store.records;
         let identity = step.identity();
@@ -406,7 +351,7 @@ impl<'a> Build<'a> {
         records.put(identity, &record)?;
         self.observer.event(Event::Finished { step, wall, unchanged });
         self.outputs[step.id.index()] = Some(outputs);
-        Ok(StepResult::Ran { reason: cause.reason, wall, unchanged })
+        Ok(StepResult::Ran { reason: cause.reason, wall, unchanged, failures })
     }
 
     /// A blob that `step` reads was lost behind its record's back: decides anew about the steps that made it, and lets
@@ -448,6 +393,7 @@ impl<'a> Build<'a> {
             results: self.states.into_iter().map(result).collect(),
             outputs: self.outputs,
             interrupted: self.leash.is_cancelled(),
+            superseded: self.control.is_superseded(),
         };
         self.observer.event(Event::Ended { counts: built.counts(), interrupted: built.interrupted });
         built

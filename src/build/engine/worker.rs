@@ -5,6 +5,7 @@ use crate::{
     digest::Digest,
     protocol::{Action, ActionKind, Done, Failure, FailureKind, Hello, Limits, Outcome, PROTOCOL_VERSION, recipe},
 };
+use rustix::process::{Pid, Signal, kill_process_group};
 use std::{
     collections::{BTreeMap, VecDeque},
     env, fmt,
@@ -100,8 +101,7 @@ impl Leash {
         let children = lock(&self.children);
         self.cancelled.store(true, Ordering::SeqCst);
         for child in children.iter() {
-            // One that has already died needs no killing.
-            let _ = lock(child).kill();
+            kill(&mut lock(child));
         }
     }
 
@@ -122,6 +122,58 @@ impl Leash {
     fn forget(&self, child: &Arc<Mutex<Child>>) {
         lock(&self.children).retain(|it| !Arc::ptr_eq(it, child));
     }
+}
+
+/// Lets another thread end one action without ending the build.
+#[derive(Debug, Default)]
+pub struct Token(Mutex<Held>);
+
+#[derive(Debug, Default)]
+struct Held {
+    revoked: bool,
+    /// That does the action.
+    child: Option<Arc<Mutex<Child>>>,
+}
+
+impl Token {
+    /// The action ends as soon as possible, and its worker with it.
+    pub fn revoke(&self) {
+        let mut held = lock(&self.0);
+        held.revoked = true;
+        if let Some(child) = &held.child {
+            kill(&mut lock(child));
+        }
+    }
+
+    pub fn is_revoked(&self) -> bool {
+        lock(&self.0).revoked
+    }
+
+    /// Whether the action may begin.
+    fn hold(&self, child: &Arc<Mutex<Child>>) -> bool {
+        let mut held = lock(&self.0);
+        held.child = Some(Arc::clone(child));
+        !held.revoked
+    }
+
+    /// The worker is not this action's any more.
+    fn release(&self) {
+        lock(&self.0).child = None;
+    }
+}
+
+fn cancelled() -> Failure {
+    Failure::new(FailureKind::Cancelled, "interrupted")
+}
+
+/// Ends a worker and what it may have started: each worker leads a process group of its own.
+fn kill(child: &mut Child) {
+    // A process that has been waited for has no number any more, and another one may have it now.
+    if let (Ok(None), Some(pid)) = (child.try_wait(), Pid::from_raw(child.id().cast_signed())) {
+        let _ = kill_process_group(pid, Signal::KILL);
+    }
+    // Either may fail only where the process is already gone.
+    let _ = child.kill();
 }
 
 /// A poisoned lock guards only a list or a process handle here, both valid at every step.
@@ -226,7 +278,7 @@ impl Worker {
     }
 
     /// `None`: the worker was dead before it could read the action.
-    fn execute(&mut self, request: &Request, leash: &Leash) -> Option<(Result<Done, Failure>, Health)> {
+    fn execute(&mut self, request: &Request, ended: &dyn Fn() -> bool) -> Option<(Result<Done, Failure>, Health)> {
         self.actions += 1;
         let id = self.actions;
         let action = Action { id, kind: request.kind.clone(), inputs: request.inputs.clone(), limits: request.limits };
@@ -258,8 +310,8 @@ impl Worker {
                 None => Failure::new(FailureKind::Crash, "the worker closed its output and lived on; it was killed"),
             },
         };
-        let failure = if leash.is_cancelled() {
-            Failure::new(FailureKind::Cancelled, "interrupted")
+        let failure = if ended() {
+            cancelled()
         } else {
             let detail = lock(&self.stderr).text();
             failure.with_detail(detail)
@@ -307,8 +359,7 @@ impl Worker {
     fn end(&mut self, leash: &Leash) {
         {
             let mut child = lock(&self.child);
-            // Either may fail only where the process is already gone.
-            let _ = child.kill();
+            kill(&mut child);
             let _ = child.wait();
         }
         leash.forget(&self.child);
@@ -412,6 +463,15 @@ impl<'a> Seat<'a> {
 
     /// Does one action. The outer error is about having a worker at all, the inner one about the action.
     pub fn execute(&mut self, request: &Request) -> Result<Result<Done, Failure>, WorkerError> {
+        self.execute_revocably(request, &Token::default())
+    }
+
+    /// [`Seat::execute`], until the token is revoked.
+    pub fn execute_revocably(
+        &mut self,
+        request: &Request,
+        token: &Token,
+    ) -> Result<Result<Done, Failure>, WorkerError> {
         let mut fresh = false;
         loop {
             let worker = match &mut self.worker {
@@ -422,7 +482,13 @@ impl<'a> Seat<'a> {
                     continue;
                 }
             };
-            match worker.execute(request, self.leash) {
+            if !token.hold(&worker.child) {
+                return Ok(Err(cancelled()));
+            }
+            let ended = || self.leash.is_cancelled() || token.is_revoked();
+            let result = worker.execute(request, &ended);
+            token.release();
+            match result {
                 Some((result, health)) => {
                     if health == Health::Broken {
                         self.vacate();
@@ -430,12 +496,15 @@ impl<'a> Seat<'a> {
                     return Ok(result);
                 }
                 // Died while idle: the action was never begun, so another worker may have it.
-                None if !fresh && !self.leash.is_cancelled() => self.vacate(),
+                None if !fresh && !ended() => self.vacate(),
                 None => {
+                    let failure = if ended() {
+                        cancelled()
+                    } else {
+                        Failure::new(FailureKind::Crash, "the worker died before it read the action")
+                    };
                     self.vacate();
-                    let message = "the worker died before it read the action";
-                    let kind = if self.leash.is_cancelled() { FailureKind::Cancelled } else { FailureKind::Crash };
-                    return Ok(Err(Failure::new(kind, message)));
+                    return Ok(Err(failure));
                 }
             }
         }

@@ -11,11 +11,14 @@ pub enum State {
     /// Something of the block was made by this build.
     Built,
     UpToDate,
+    /// The step that failed at first, and not when it was tried again.
+    Flaky(String),
     /// The step that failed.
     Failed(String),
 }
 
 const GREEN: Style = AnsiColor::Green.on_default();
+const YELLOW: Style = AnsiColor::Yellow.on_default();
 const RED: Style = AnsiColor::Red.on_default().bold();
 const DIM: Style = Style::new().dimmed();
 const PLAIN: Style = Style::new();
@@ -62,6 +65,7 @@ pub fn table(lines: &[Line], width: usize, color: bool) -> String {
     for line in lines {
         let status = match &line.state {
             State::Failed(step) => (format!("failed: {step}"), RED),
+            State::Flaky(step) => (format!("flaky: {step}"), YELLOW),
             State::Built => ("verified".to_owned(), GREEN),
             State::UpToDate => ("up to date".to_owned(), DIM),
         };

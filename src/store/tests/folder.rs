@@ -5,7 +5,7 @@ use crate::{
     digest::Digest,
     store::{
         FOLDER, LAYOUT_VERSION, Notice, Store, StoreError,
-        lock::{Lock, LockError},
+        lock::{Lock, LockError, Sharing},
     },
 };
 use std::{
@@ -25,7 +25,8 @@ fn a_lock_is_waited_for_with_its_holder_named_and_freed_by_the_holders_death() {
     assert_eq!(line.trim_end(), "held");
 
     let mut told = Vec::new();
-    let error = Lock::acquire(&path, Some(Duration::from_millis(100)), |it| told.push(it.clone())).unwrap_err();
+    let error =
+        Lock::acquire(&path, Sharing::Alone, Some(Duration::from_millis(100)), |it| told.push(it.clone())).unwrap_err();
     let LockError::Held { holder: named, waited, .. } = &error else { panic!("{error}") };
     assert_eq!((told.len(), &told[0]), (1, named), "told once for each holder");
     assert_eq!(named.pid, holder.id());
@@ -34,7 +35,8 @@ fn a_lock_is_waited_for_with_its_holder_named_and_freed_by_the_holders_death() {
     assert!(error.to_string().contains(&format!("is held by process {} (`", holder.id())), "{error}");
 
     thread::scope(|scope| {
-        let waiting = scope.spawn(|| Lock::acquire(&path, Some(Duration::from_secs(20)), |_| {}).map(drop));
+        let waiting =
+            scope.spawn(|| Lock::acquire(&path, Sharing::Alone, Some(Duration::from_secs(20)), |_| {}).map(drop));
         thread::sleep(Duration::from_millis(50));
         holder.kill().unwrap();
         waiting.join().unwrap().unwrap();
@@ -47,20 +49,34 @@ fn a_lock_is_waited_for_with_its_holder_named_and_freed_by_the_holders_death() {
 fn a_lock_excludes_within_one_process_too() {
     let dir = dir();
     let path = dir.path().join("deep/lock");
-    let lock = Lock::acquire(&path, None, |_| {}).unwrap();
-    let holder = Lock::try_acquire(&path).unwrap().unwrap_err();
+    let lock = Lock::acquire(&path, Sharing::Alone, None, |_| {}).unwrap();
+    let holder = Lock::try_acquire(&path, Sharing::Alone).unwrap().unwrap_err();
     assert_eq!(holder.pid, std::process::id());
     drop(lock);
-    assert!(Lock::try_acquire(&path).unwrap().is_ok());
+    assert!(Lock::try_acquire(&path, Sharing::Alone).unwrap().is_ok());
+}
+
+#[test]
+fn shared_holders_keep_out_who_wants_to_be_alone_and_nobody_else() {
+    let dir = dir();
+    let path = dir.path().join("lock");
+    let first = Lock::try_acquire(&path, Sharing::Shared).unwrap().unwrap();
+    let second = Lock::try_acquire(&path, Sharing::Shared).unwrap().unwrap();
+    drop(first);
+    assert!(Lock::try_acquire(&path, Sharing::Alone).unwrap().is_err());
+    drop(second);
+    let alone = Lock::try_acquire(&path, Sharing::Alone).unwrap().unwrap();
+    assert!(Lock::try_acquire(&path, Sharing::Shared).unwrap().is_err());
+    drop(alone);
 }
 
 #[test]
 fn an_unreadable_lock_file_still_locks() {
     let dir = dir();
     let path = dir.path().join("lock");
-    let lock = Lock::acquire(&path, None, |_| {}).unwrap();
+    let lock = Lock::acquire(&path, Sharing::Alone, None, |_| {}).unwrap();
     fs::write(&path, b"\xff\xfe no holder").unwrap();
-    assert_eq!(Lock::try_acquire(&path).unwrap().unwrap_err().to_string(), "another process");
+    assert_eq!(Lock::try_acquire(&path, Sharing::Alone).unwrap().unwrap_err().to_string(), "another process");
     drop(lock);
 }
 
@@ -135,9 +151,9 @@ fn taking_the_build_lock_shows_what_the_build_before_recorded_and_removes_its_le
     other.records.put("step", &record(1)).unwrap();
     let young = dir.path().join(FOLDER).join("tmp/blob-young");
     File::create(&young).unwrap();
-    let (_lock, notices) = store.lock_build(None, |_| {}).unwrap();
+    let (_lock, notices) = store.lock_out_builds(None, |_| {}).unwrap();
     assert_eq!(notices, []);
     assert_eq!(store.records.latest("step"), Some(record(1)));
     assert!(young.exists(), "it may belong to a living worker");
-    assert!(other.lock_build(Some(Duration::ZERO), |_| {}).is_err());
+    assert!(other.lock_out_builds(Some(Duration::ZERO), |_| {}).is_err());
 }
