@@ -84,15 +84,15 @@ fn a_step_that_fails_once_is_flaky_where_retries_are_allowed() {
 fn a_worker_does_not_outlive_the_build_and_neither_do_its_children() {
     let project = Project::with(BAD);
     let path = fragile_worker(&project);
-    let sleeper = format!("sleep 1000.{}", std::process::id());
-    fs::write(&path, format!("#!/bin/sh\n{sleeper} &\nexec '{}' \"$@\"\n", env!("CARGO_BIN_EXE_kforge-worker")))
+    let time = format!("1000.{}", std::process::id());
+    fs::write(&path, format!("#!/bin/sh\nsleep {time} &\nexec '{}' \"$@\"\n", env!("CARGO_BIN_EXE_kforge-worker")))
         .unwrap();
     let mut command = project.command(&["build"]);
     command.env("KFORGE_WORKER", &path).stderr(Stdio::piped()).stdout(Stdio::null());
     let mut build = command.spawn().unwrap();
     let mut log = BufReader::new(build.stderr.take().unwrap());
     log.read_line(&mut String::new()).unwrap();
-    let asleep = || !processes_on(Path::new(&sleeper)).is_empty();
+    let asleep = || !processes_on(Path::new(&time)).is_empty();
     assert!(asleep());
     signal("TERM", build.id());
     assert_eq!(build.wait().unwrap().code(), Some(130));
