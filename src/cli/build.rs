@@ -3,14 +3,14 @@
 use super::{
     error::{Error, Outcome},
     print::{self, CYAN, GREEN, RED, YELLOW},
-    progress::Progress,
     project::{self, Opened, Selection},
+    watch::{self, Listeners},
 };
 use crate::{
     build::{
         engine::{
             interrupt, lease,
-            observe::{Event, Observer, Wait},
+            observe::{Counts, Event, Observer, Wait},
             out,
             run::{self, Built, Options, StepResult},
             worker::Leash,
@@ -49,6 +49,8 @@ pub struct Args {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    files: watch::Files,
 }
 
 fn jobs(text: &str) -> Result<usize, String> {
@@ -61,17 +63,40 @@ fn jobs(text: &str) -> Result<usize, String> {
 pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
     let opened = Opened::open(directory, &args.selection)?;
     let force = args.force;
+    let start = Instant::now();
     let decisions = opened.graph.status(&opened.store, |_| force);
+    let deciding = start.elapsed();
     if args.dry_run || args.locked {
         return foresee(&opened, &decisions, &args);
     }
-    if let Some(built) = nothing_to_do(&opened, &decisions, &opened.goals())? {
-        return conclude(&opened, &built, &args);
+    let listeners = Listeners::open(directory, &opened, &args.files, args.explain)?;
+    let goals = opened.goals();
+    let built = match nothing_to_do(&opened, &decisions, &goals)? {
+        Some(built) => {
+            let all = listeners.all();
+            all.event(Event::Begun { steps: 0, deciding });
+            all.event(Event::Ended { counts: built.counts(), interrupted: false });
+            Ok(built)
+        }
+        None => {
+            let request = Request { goals: &goals, force, keep_going: args.keep_going, jobs: args.jobs };
+            build(&opened, &request, &listeners.all())
+        }
+    };
+    let told = listeners.finish();
+    both(built.and_then(|built| conclude(&opened, &built, &args)), told)
+}
+
+/// How a build ended whose files may be incomplete. What is wrong with the build matters more than what is wrong with them.
+fn both(outcome: Result<Outcome, Error>, told: Result<(), Error>) -> Result<Outcome, Error> {
+    match (outcome, told) {
+        (Ok(Outcome::Done), Err(error)) => Err(error),
+        (outcome, Err(error)) => {
+            print::warning(&error.to_string());
+            outcome
+        }
+        (outcome, Ok(())) => outcome,
     }
-    let options = Request { goals: &opened.goals(), force, keep_going: args.keep_going, jobs: args.jobs };
-    let progress = Progress::new(args.explain);
-    let built = build(&opened, &options, &progress)?;
-    conclude(&opened, &built, &args)
 }
 
 /// What a command that needs one step done gets.
@@ -90,7 +115,7 @@ pub fn bring_up_to_date(opened: &Opened, step: StepId) -> Result<Wanted, Error> 
         return Ok(Wanted::Built(gathered(opened, step, |it| decisions[it.index()].outputs())));
     }
     let request = Request { goals: &goals, force: false, keep_going: false, jobs: None };
-    let built = build(opened, &request, &Progress::new(false))?;
+    let built = build(opened, &request, &Listeners::quiet().all())?;
     Ok(match &built.outputs[step.index()] {
         Some(_) => Wanted::Built(gathered(opened, step, |it| built.outputs[it.index()].as_ref())),
         None => Wanted::Not(outcome(&built)),
@@ -112,6 +137,14 @@ struct Request<'a> {
 
 /// Takes the directory's lock and builds.
 fn build(opened: &Opened, request: &Request<'_>, observer: &dyn Observer) -> Result<Built, Error> {
+    let built = locked(opened, request, observer);
+    if let Err(error) = &built {
+        observer.event(Event::Aborted { error: &error.to_string() });
+    }
+    built
+}
+
+fn locked(opened: &Opened, request: &Request<'_>, observer: &dyn Observer) -> Result<Built, Error> {
     let leash = Arc::new(Leash::default());
     let _guard = interrupt::guard(&leash);
     let start = Instant::now();
@@ -267,16 +300,10 @@ fn state(opened: &Opened, built: &Built, subject: usize) -> Option<terminal::Sta
     Some(state)
 }
 
-fn count(built: &Built, wanted: fn(&StepResult) -> bool) -> usize {
-    built.results.iter().filter(|it| wanted(it)).count()
-}
-
 fn summary(built: &Built, color: bool) -> String {
-    let up_to_date = count(built, |it| matches!(it, StepResult::UpToDate));
-    let mut text = format!("{} steps run, {up_to_date} up to date", built.ran());
-    let skipped = count(built, |it| matches!(it, StepResult::Skipped { .. }));
-    let not_reached = count(built, |it| matches!(it, StepResult::NotReached));
-    for (number, word) in [(built.failed(), "failed"), (skipped, "skipped"), (not_reached, "not reached")] {
+    let Counts { ran, up_to_date, failed, skipped, not_reached } = built.counts();
+    let mut text = format!("{ran} steps run, {up_to_date} up to date");
+    for (number, word) in [(failed, "failed"), (skipped, "skipped"), (not_reached, "not reached")] {
         if number > 0 {
             text += &format!(", {number} {word}");
         }
@@ -309,16 +336,31 @@ fn to_json(opened: &Opened, built: &Built, reports: &[Option<BlockReport>]) -> V
         value
     };
     let steps: Vec<_> = opened.graph.steps().iter().zip(&built.results).map(step).collect();
+    let Counts { ran, up_to_date, failed, skipped, not_reached } = built.counts();
     json!({
         "version": 1,
         "project": opened.project.name,
         "exit-code": outcome(built) as u8,
-        "run": built.ran(),
-        "up-to-date": count(built, |it| matches!(it, StepResult::UpToDate)),
-        "failed": built.failed(),
-        "skipped": count(built, |it| matches!(it, StepResult::Skipped { .. })),
-        "not-reached": count(built, |it| matches!(it, StepResult::NotReached)),
+        "run": ran,
+        "up-to-date": up_to_date,
+        "failed": failed,
+        "skipped": skipped,
+        "not-reached": not_reached,
         "steps": steps,
         "reports": reports.iter().flatten().collect::<Vec<_>>(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_incomplete_file_is_a_failure_only_of_a_build_that_succeeded() {
+        let told = || Err(Error::environment("`trace` is incomplete"));
+        assert_eq!(both(Ok(Outcome::Done), told()).unwrap_err().code(), Outcome::Environment);
+        assert_eq!(both(Ok(Outcome::StepFailed), told()).unwrap(), Outcome::StepFailed);
+        assert_eq!(both(Err(Error::interrupted()), told()).unwrap_err().code(), Outcome::Interrupted);
+        assert_eq!(both(Ok(Outcome::Done), Ok(())).unwrap(), Outcome::Done);
+    }
 }

@@ -19,6 +19,7 @@ mod report;
 mod run;
 mod schema;
 mod verify;
+mod watch;
 mod why;
 mod worker;
 

@@ -71,10 +71,6 @@ pub struct Built {
 }
 
 impl Built {
-    pub fn ran(&self) -> usize {
-        self.results.iter().filter(|it| matches!(it, StepResult::Ran { .. })).count()
-    }
-
     pub fn failed(&self) -> usize {
         self.results.iter().filter(|it| matches!(it, StepResult::Failed { .. })).count()
     }
@@ -114,7 +110,7 @@ pub fn run(
     let (jobs, todo) = mpsc::channel();
     let (finished, results) = mpsc::channel();
     let crew = Crew { workspace, leash, observer, toolchain: &toolchain, todo: Mutex::new(todo) };
-    let built = thread::scope(|scope| {
+    thread::scope(|scope| {
         // Moved in, so that its end is the end of the channel, which is what the threads wait for.
         let jobs = jobs;
         let mut build = Build::begin(workspace, options, leash, observer)?;
@@ -140,11 +136,7 @@ pub fn run(
                 return Err(error);
             }
         }
-    });
-    if let Err(error) = &built {
-        observer.event(Event::Aborted { error: &error.to_string() });
-    }
-    built
+    })
 }
 
 /// A step with all that doing it needs.
@@ -204,7 +196,10 @@ impl Crew<'_> {
         let step = self.workspace.graph.step(step);
         let worker = if action::needs_worker(step.kind) { Some(seat.fill()?) } else { None };
         self.observer.event(Event::Started { step, reason: &reason, seat: number, worker });
-        action::perform(self.workspace, step, inputs, seat)
+        let start = Instant::now();
+        let result = action::perform(self.workspace, step, inputs, seat);
+        self.observer.event(Event::Done { step, seat: number, wall: start.elapsed() });
+        result
     }
 
     fn lease(&self, what: Wait<'_>) -> Result<Option<Lock>, Failure> {
