@@ -2,8 +2,8 @@
 
 use super::{
     error::{Error, Outcome},
+    listeners::{Files, Listeners},
     print::{self, CYAN, GREEN, RED, YELLOW},
-    progress::Progress,
     project::{self, Opened, Selection},
 };
 use crate::{
@@ -59,6 +59,8 @@ pub struct Args {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    files: Files,
 }
 
 /// What a build and a watch have in common.
@@ -92,24 +94,45 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
     let selection = uptodate::selection(blocks, target.as_deref(), group.as_deref());
     if !args.force
         && !args.json
+        && !args.files.any()
         && let Some(summary) = uptodate::recall(&project::root(directory), &selection, &cpu)
     {
         return say_again(&summary, &args);
     }
     let opened = Opened::open(directory, &args.selection)?;
     let force = args.force;
+    let start = Instant::now();
     let decisions = opened.graph.status(&opened.store, |_| force);
+    let deciding = start.elapsed();
     if args.dry_run || args.locked {
         return foresee(&opened, &decisions, &args);
     }
-    if let Some(built) = nothing_to_do(&opened, &decisions, &opened.goals())? {
-        remember(&opened, &built, &selection);
-        return conclude(&opened, &built, &args);
+    let listeners = Listeners::open(directory, &opened, &args.files, args.explain)?;
+    let goals = opened.goals();
+    let built = match nothing_to_do(&opened, &decisions, &goals)? {
+        Some(built) => {
+            remember(&opened, &built, &selection);
+            let all = listeners.all();
+            all.event(Event::Begun { steps: 0, deciding });
+            all.event(Event::Ended { counts: built.counts(), interrupted: false });
+            Ok(built)
+        }
+        None => build(&opened, &Request { goals: &goals, force, how: &args.how }, &listeners.all()),
+    };
+    let told = listeners.finish();
+    both(built.and_then(|built| conclude(&opened, &built, &args)), told)
+}
+
+/// How a build ended whose files may be incomplete. What is wrong with the build matters more than what is wrong with them.
+fn both(outcome: Result<Outcome, Error>, told: Result<(), Error>) -> Result<Outcome, Error> {
+    match (outcome, told) {
+        (Ok(Outcome::Done), Err(error)) => Err(error),
+        (outcome, Err(error)) => {
+            print::warning(&error.to_string());
+            outcome
+        }
+        (outcome, Ok(())) => outcome,
     }
-    let options = Request { goals: &opened.goals(), force, how: &args.how };
-    let progress = Progress::new(args.explain);
-    let built = build(&opened, &options, &progress)?;
-    conclude(&opened, &built, &args)
 }
 
 /// What a command that needs one step done gets.
@@ -128,7 +151,7 @@ pub fn bring_up_to_date(opened: &Opened, step: StepId) -> Result<Wanted, Error> 
         return Ok(Wanted::Built(gathered(opened, step, |it| decisions[it.index()].outputs())));
     }
     let request = Request { goals: &goals, force: false, how: &How::default() };
-    let built = build(opened, &request, &Progress::new(false))?;
+    let built = build(opened, &request, &Listeners::quiet().all())?;
     Ok(match &built.outputs[step.index()] {
         Some(_) => Wanted::Built(gathered(opened, step, |it| built.outputs[it.index()].as_ref())),
         None => Wanted::Not(outcome(&built)),
@@ -149,6 +172,14 @@ pub struct Request<'a> {
 
 /// Builds until it is done or a signal comes.
 fn build(opened: &Opened, request: &Request<'_>, observer: &dyn Observer) -> Result<Built, Error> {
+    let built = locked(opened, request, observer);
+    if let Err(error) = &built {
+        observer.event(Event::Aborted { error: &error.to_string() });
+    }
+    built
+}
+
+fn locked(opened: &Opened, request: &Request<'_>, observer: &dyn Observer) -> Result<Built, Error> {
     let leash = Arc::new(Leash::default());
     let _guard = interrupt::guard(&leash);
     let built = build_under((&leash, &Control::default()), opened, request, observer)?;
@@ -377,10 +408,6 @@ fn state(opened: &Opened, built: &Built, steps: &[StepId]) -> Option<State> {
     Some(state)
 }
 
-fn count(built: &Built, wanted: fn(&StepResult) -> bool) -> usize {
-    built.results.iter().filter(|it| wanted(it)).count()
-}
-
 fn summary(built: &Built) -> String {
     let Counts { ran, flaky, up_to_date, failed, skipped, not_reached } = built.counts();
     let mut text = format!("{ran} steps run, {up_to_date} up to date");
@@ -422,17 +449,32 @@ fn to_json(opened: &Opened, built: &Built) -> Value {
         value
     };
     let steps: Vec<_> = opened.graph.steps().iter().zip(&built.results).map(step).collect();
+    let Counts { ran, flaky, up_to_date, failed, skipped, not_reached } = built.counts();
     json!({
         "version": 1,
         "project": opened.project.name,
         "exit-code": outcome(built) as u8,
-        "run": built.ran(),
-        "up-to-date": count(built, |it| matches!(it, StepResult::UpToDate)),
-        "flaky": built.counts().flaky,
-        "failed": built.failed(),
-        "skipped": count(built, |it| matches!(it, StepResult::Skipped { .. })),
-        "not-reached": count(built, |it| matches!(it, StepResult::NotReached)),
+        "run": ran,
+        "up-to-date": up_to_date,
+        "flaky": flaky,
+        "failed": failed,
+        "skipped": skipped,
+        "not-reached": not_reached,
         "steps": steps,
         "reports": rows(opened).iter().filter_map(|it| report(opened, built, it)).collect::<Vec<_>>(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_incomplete_file_is_a_failure_only_of_a_build_that_succeeded() {
+        let told = || Err(Error::environment("`trace` is incomplete"));
+        assert_eq!(both(Ok(Outcome::Done), told()).unwrap_err().code(), Outcome::Environment);
+        assert_eq!(both(Ok(Outcome::StepFailed), told()).unwrap(), Outcome::StepFailed);
+        assert_eq!(both(Err(Error::interrupted()), told()).unwrap_err().code(), Outcome::Interrupted);
+        assert_eq!(both(Ok(Outcome::Done), Ok(())).unwrap(), Outcome::Done);
+    }
 }

@@ -10,6 +10,7 @@ mod error;
 mod graph;
 mod init;
 mod ir;
+mod listeners;
 mod located;
 mod mutate;
 mod print;

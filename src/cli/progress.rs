@@ -123,7 +123,7 @@ impl Observer for Progress {
                 let (damaged, step) = (damaged.identity(), step.identity());
                 self.line(YELLOW, "repairing", &format!("{damaged} is made again for {step}: {}", failure.message));
             }
-            Event::Acquired { .. } | Event::Queued { .. } | Event::WorkerStarted { .. } => {}
+            Event::Acquired { .. } | Event::Queued { .. } | Event::WorkerStarted { .. } | Event::Done { .. } => {}
             Event::Interrupted { step } => self.end(step.identity()),
             Event::Ended { .. } | Event::Aborted { .. } => {
                 if let Some(bar) = &self.bar {

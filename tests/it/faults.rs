@@ -13,7 +13,7 @@ use std::{
 
 /// Puts a worker into the project that dies of a segmentation fault when it is asked for the IR of a block named `bad`,
 /// and is the real one otherwise.
-fn fragile_worker(project: &Project) -> String {
+pub fn fragile_worker(project: &Project) -> String {
     let path = project.path("fragile-worker");
     let worker = env!("CARGO_BIN_EXE_kforge-worker");
     let script = format!(
@@ -25,7 +25,7 @@ fn fragile_worker(project: &Project) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-const BAD: &str = "[block.bad]\nkind = \"layer-norm\"\nseq = 2\nd-model = 16\n";
+pub const BAD: &str = "[block.bad]\nkind = \"layer-norm\"\nseq = 2\nd-model = 16\n";
 
 fn build_with_fragile_worker(project: &Project, args: &[&str]) -> Run {
     let worker = fragile_worker(project);

@@ -167,7 +167,10 @@ impl Crew<'_> {
     ) -> Result<Result<Outputs, Failure>, WorkerError> {
         let worker = seat.prepare(step.kind)?;
         self.observer.event(Event::Started { step, reason: &job.reason, seat: number, worker });
-        seat.perform(self.workspace, step, job.inputs.clone(), token)
+        let start = Instant::now();
+        let result = seat.perform(self.workspace, step, job.inputs.clone(), token);
+        self.observer.event(Event::Done { step, seat: number, wall: start.elapsed() });
+        result
     }
 
     /// What the step needs of the device: all of it to measure, a part of it to be where others measure.

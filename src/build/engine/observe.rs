@@ -42,6 +42,12 @@ pub enum Event<'a> {
         seat: usize,
         worker: Option<u32>,
     },
+    /// The seat has done with the step and may take the next one. What became of the step is told when it is recorded.
+    Done {
+        step: &'a Step,
+        seat: usize,
+        wall: Duration,
+    },
     /// `unchanged`: it made again what it had made before, so nothing that only reads it will run.
     Finished {
         step: &'a Step,
@@ -83,7 +89,7 @@ pub enum Event<'a> {
         counts: Counts,
         interrupted: bool,
     },
-    /// The build itself cannot go on, instead of [`Event::Ended`].
+    /// The build itself cannot go on, or, after [`Event::Ended`], what it made cannot be put where people open it.
     Aborted {
         error: &'a str,
     },

@@ -74,10 +74,6 @@ pub struct Built {
 }
 
 impl Built {
-    pub fn ran(&self) -> usize {
-        self.results.iter().filter(|it| matches!(it, StepResult::Ran { .. })).count()
-    }
-
     pub fn failed(&self) -> usize {
         self.results.iter().filter(|it| matches!(it, StepResult::Failed { .. })).count()
     }
@@ -124,7 +120,7 @@ pub fn run(
     let (finished, results) = mpsc::channel();
     let Options { retries, wait, .. } = *options;
     let crew = Crew { workspace, executor, leash, control, observer, retries, wait, todo: Mutex::new(todo) };
-    let built = thread::scope(|scope| {
+    thread::scope(|scope| {
         // Moved in, so that its end is the end of the channel, which is what the threads wait for.
         let jobs = jobs;
         let mut build = Build::begin(workspace, options, (leash, control), observer)?;
@@ -150,11 +146,7 @@ pub fn run(
                 return Err(error);
             }
         }
-    });
-    if let Err(error) = &built {
-        observer.event(Event::Aborted { error: &error.to_string() });
-    }
-    built
+    })
 }
 
 /// Measures, and therefore wants the machine for itself.
