@@ -11,8 +11,10 @@ pub mod key;
 pub mod lock;
 pub mod out;
 pub mod records;
+pub mod survey;
 #[cfg(test)]
 mod tests;
+pub mod verify;
 
 use crate::digest::Digest;
 use cas::Cas;
