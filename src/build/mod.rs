@@ -4,6 +4,8 @@ pub mod engine;
 pub mod graph;
 mod history;
 pub mod mutate;
+pub mod needs;
+pub mod plans;
 pub mod report;
 pub mod search;
 pub mod uptodate;

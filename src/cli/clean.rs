@@ -25,8 +25,7 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
         return Ok(Outcome::Done);
     }
     let chosen = Opened::open(directory, &Selection { blocks: args.blocks, ..Selection::default() })?;
-    // Patterns that match everything select the blocks in groups as well.
-    let all = Opened::open(directory, &Selection { blocks: vec!["*".to_owned()], ..Selection::default() })?;
+    let all = Opened::whole(directory)?;
     let (_lock, found) = chosen.store.lock_out_builds(None, waiting)?;
     project::notices(&found);
     let steps_of = |opened: &'_ Opened, wanted: &dyn Fn(&str) -> bool| -> Vec<String> {

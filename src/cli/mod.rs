@@ -4,6 +4,7 @@
 
 mod bench;
 mod build;
+mod cache;
 mod clean;
 mod doctor;
 mod error;
@@ -68,6 +69,9 @@ enum Command {
     /// Say what this machine offers and whether the worker starts
     #[command(visible_alias = "diagnose-gpu")]
     Doctor(doctor::Args),
+    /// Look at `.kforge-cache`: how much there is, whether it is sound, which plans are kept
+    #[command(subcommand)]
+    Cache(cache::Command),
     /// Remove what was built
     Clean(clean::Args),
     /// Start a project with one small block
@@ -110,6 +114,7 @@ fn dispatch(cli: Cli) -> Result<Outcome, error::Error> {
         Command::Mutate(args) => mutate::main(&directory, args),
         Command::Bench(command) => bench::main(command),
         Command::Doctor(args) => doctor::main(args),
+        Command::Cache(command) => cache::main(&directory, command),
         Command::Clean(args) => clean::main(&directory, args),
         Command::Init(args) => init::main(&directory, args),
         Command::Schema => schema::main(),

@@ -58,6 +58,11 @@ impl Opened {
         Ok(Self { project, sources, store, cpu, rules, blocks, origins, graph })
     }
 
+    /// Every block of the project, those in groups too, for every target.
+    pub fn whole(directory: &Path) -> Result<Self, Error> {
+        Self::open(directory, &Selection { blocks: vec!["*".to_owned()], ..Selection::default() })
+    }
+
     pub fn workspace(&self) -> Workspace<'_> {
         Workspace {
             store: &self.store,

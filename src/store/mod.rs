@@ -12,8 +12,10 @@ pub mod lock;
 pub mod memo;
 pub mod out;
 pub mod records;
+pub mod survey;
 #[cfg(test)]
 mod tests;
+pub mod verify;
 
 use crate::digest::Digest;
 use cas::Cas;

@@ -78,10 +78,38 @@ pub fn materialise(cas: &Cas, folder: &Path, files: &[(&str, Digest)]) -> Result
 
 /// The blob that the file `name` in `folder` was copied from, whatever somebody made of the file since.
 pub fn copied_from(folder: &Path, name: &str) -> Option<Digest> {
-    let stamp = fs::read_to_string(folder.join(STAMP)).ok()?;
-    let line = stamp.lines().find(|it| it.splitn(4, ' ').nth(3) == Some(name))?;
-    line.split(' ').next()?.parse().ok()
+    stamped(folder).into_iter().find(|it| it.0 == name).map(|it| it.1)
 }
+
+/// The files in `folder` that are copies, by name, each with the blob that it was copied from.
+pub fn stamped(folder: &Path) -> Vec<(String, Digest)> {
+    let stamp = fs::read_to_string(folder.join(STAMP)).unwrap_or_default();
+    stamp.lines().filter_map(stamped_line).map(|(digest, name)| (name.to_owned(), digest)).collect()
+}
+
+fn stamped_line(line: &str) -> Option<(Digest, &str)> {
+    let mut parts = line.splitn(4, ' ');
+    let digest = parts.next()?.parse().ok()?;
+    Some((digest, parts.nth(2).filter(|it| is_plain(it))?))
+}
+
+/// Lets the next [`materialise`] look at the content of these files, whatever the stamp says of them.
+pub(super) fn distrust(cas: &Cas, folder: &Path, names: &[String]) -> io::Result<()> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let path = folder.join(STAMP);
+    let mut stamp = String::new();
+    for old in fs::read_to_string(&path)?.lines() {
+        let distrusted = stamped_line(old).filter(|it| names.iter().any(|name| name == it.1));
+        let new = distrusted.map_or_else(|| old.to_owned(), |(digest, name)| line(name, &digest, &NEVER));
+        writeln!(stamp, "{new}").unwrap_or(());
+    }
+    replace(cas.temporary(), &path, stamp.as_bytes())
+}
+
+/// A state that no file has: it was not modified before time began.
+const NEVER: (u64, i128) = (0, i128::MIN);
 
 /// `digest size mtime name`; the name last, because it may contain spaces.
 fn line(name: &str, digest: &Digest, state: &(u64, i128)) -> String {

@@ -140,6 +140,11 @@ impl Records {
         self.get(&key)
     }
 
+    /// The key of [`Records::latest`]; its record may be gone.
+    pub fn latest_key(&self, step: &str) -> Option<Digest> {
+        self.state().steps.get(step).map(|it| it.0)
+    }
+
     /// The record that [`Records::latest`] replaced: what the last rebuild of the step is explained from.
     pub fn before(&self, step: &str) -> Option<Record> {
         let key = self.state().steps.get(step)?.1?;

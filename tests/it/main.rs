@@ -3,6 +3,8 @@
 #[cfg(feature = "worker")]
 mod build;
 #[cfg(feature = "worker")]
+mod cache;
+#[cfg(feature = "worker")]
 mod commands;
 #[cfg(feature = "worker")]
 mod faults;

@@ -126,7 +126,7 @@ fn a_build_that_cannot_go_on_says_so_in_its_last_event() {
 fn a_reader_can_follow_the_events_of_a_running_build() {
     let project = Project::new();
     let (store, _) = Store::open(project.folder.path()).unwrap();
-    let (lock, _) = store.lock_build(None, |_| {}).unwrap();
+    let (lock, _) = store.lock_out_builds(None, |_| {}).unwrap();
     let args = ["build", "--events", "events.jsonl"];
     let mut build = project.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let path = project.path("events.jsonl");

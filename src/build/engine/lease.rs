@@ -54,11 +54,11 @@ pub fn device(
 ) -> Result<Option<Lease>, LockError> {
     let path = folder().join(format!("device-{}", fingerprint.short()));
     let gate = path.with_extension("gate");
-    let Some(gate) = wait(&gate, Sharing::Alone, patience, &mut on_wait)? else { return Ok(None) };
     let sharing = match wanted {
         Use::Compute => Sharing::Shared,
         Use::Measure => Sharing::Alone,
     };
+    let Some(gate) = wait(&gate, sharing, patience, &mut on_wait)? else { return Ok(None) };
     let device = wait(&path, sharing, patience, &mut on_wait)?;
     Ok(device.map(|device| Lease { _device: device, _gate: (wanted == Use::Measure).then_some(gate) }))
 }
