@@ -9,3 +9,4 @@ pub mod plans;
 pub mod report;
 pub mod search;
 pub mod uptodate;
+pub mod watch;

@@ -18,7 +18,7 @@ use crate::{
             run::{self, Built, Options, StepResult},
             worker::{Leash, Toolchain},
         },
-        graph::{Decision, Outputs, Step, StepId, StepKind, output},
+        graph::{Decision, History, Outputs, Step, StepId, StepKind, output},
         report::{
             BlockReport,
             terminal::{self, Line, State},
@@ -239,7 +239,7 @@ fn merge(first: Built, second: Built) -> Built {
 
 /// The result of a build in which every goal is up to date; `None` if there is something to do. Takes no lock and starts no
 /// thread: this is what most calls of `kforge build` do.
-fn nothing_to_do(opened: &Opened, decisions: &[Decision], goals: &[StepId]) -> Result<Option<Built>, Error> {
+pub fn nothing_to_do(opened: &Opened, decisions: &[Decision], goals: &[StepId]) -> Result<Option<Built>, Error> {
     let mut outputs = vec![None; decisions.len()];
     for goal in goals {
         let Decision::UpToDate { key, outputs: made } = &decisions[goal.index()] else { return Ok(None) };
@@ -334,6 +334,33 @@ fn conclude(opened: &Opened, built: &Built, args: &Args) -> Result<Outcome, Erro
     Ok(outcome(built))
 }
 
+/// What a build changed: the blocks that something happened to, their figures against the last ones, and the counts.
+pub fn news(opened: &Opened, built: &Built) -> String {
+    let rows = rows(opened);
+    let mut lines = Vec::new();
+    let mut changes = String::new();
+    for (block, steps) in opened.blocks.iter().zip(&rows) {
+        let Some(state) = state(opened, built, steps).filter(|it| *it != State::UpToDate) else { continue };
+        let report = report(opened, built, steps);
+        if let Some(change) = report.as_ref().and_then(|it| change(opened, steps, it)) {
+            changes += &format!("{}@{}: {change}\n", block.name, block.target);
+        }
+        lines.push(Line::new(&block.name, &block.target, state, report.as_ref()));
+    }
+    table(lines, 0) + &changes + &summary(built)
+}
+
+/// The block's time against that of the report that this one replaced.
+fn change(opened: &Opened, steps: &[StepId], report: &BlockReport) -> Option<String> {
+    let step = steps.iter().find(|it| opened.graph.step(**it).kind == StepKind::Report)?;
+    let before = opened.store.before(opened.graph.step(*step).identity())?;
+    let before: BlockReport =
+        serde_json::from_slice(&opened.store.cas.get(before.outputs.get(blob::REPORT)?).ok()?).ok()?;
+    let (was, is) = (before.measured.timing.median_ns, report.measured.timing.median_ns);
+    let percent = (is / was - 1.0) * 100.0;
+    Some(format!("{}, was {} ({percent:+.1}%)", terminal::duration(is), terminal::duration(was)))
+}
+
 /// The report that one of these steps made, if there is one.
 fn report(opened: &Opened, built: &Built, steps: &[StepId]) -> Option<BlockReport> {
     let step = steps.iter().find(|it| opened.graph.step(**it).kind == StepKind::Report)?;
@@ -408,7 +435,7 @@ fn state(opened: &Opened, built: &Built, steps: &[StepId]) -> Option<State> {
     Some(state)
 }
 
-fn summary(built: &Built) -> String {
+pub fn summary(built: &Built) -> String {
     let Counts { ran, flaky, up_to_date, failed, skipped, not_reached } = built.counts();
     let mut text = format!("{ran} steps run, {up_to_date} up to date");
     for (number, word) in [(flaky, "flaky"), (failed, "failed"), (skipped, "skipped"), (not_reached, "not reached")] {

@@ -21,6 +21,7 @@ mod report;
 mod run;
 mod schema;
 mod verify;
+mod watch;
 mod why;
 mod worker;
 
@@ -46,6 +47,8 @@ struct Cli {
 enum Command {
     /// Build blocks: whatever a change made stale, and nothing else
     Build(build::Args),
+    /// Build, and build again whenever a manifest file changes, until Ctrl-C
+    Watch(watch::Args),
     /// Say why a step is stale, or why it ran last
     Why(why::Args),
     /// Print the graph of steps
@@ -105,6 +108,7 @@ fn dispatch(cli: Cli) -> Result<Outcome, error::Error> {
     let directory = cli.directory.unwrap_or_else(|| PathBuf::from("."));
     match cli.command {
         Command::Build(args) => build::main(&directory, args),
+        Command::Watch(args) => watch::main(&directory, args),
         Command::Why(args) => why::main(&directory, args),
         Command::Graph(args) => graph::main(&directory, args),
         Command::Run(args) => run::main(&directory, args),

@@ -30,6 +30,14 @@ impl Progress {
         Self { explain, color: print::colored(&io::stderr()), bar, running: Mutex::default() }
     }
 
+    /// Lets something be printed that is not of the build.
+    pub fn beside(&self, print: impl FnOnce()) {
+        match &self.bar {
+            Some(bar) => bar.suspend(print),
+            None => print(),
+        }
+    }
+
     fn line(&self, style: anstyle::Style, verb: &str, text: &str) {
         let line = format!("{} {text}", print::paint(self.color, style, &format!("{verb:>9}")));
         match &self.bar {

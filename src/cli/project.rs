@@ -49,7 +49,11 @@ pub struct Opened {
 impl Opened {
     pub fn open(directory: &Path, selection: &Selection) -> Result<Self, Error> {
         let (project, sources) = manifest::load_with_sources(&root(directory));
-        let project = project?;
+        Self::new(project?, sources, selection)
+    }
+
+    /// The chosen blocks of a project that was read from these sources.
+    pub fn new(project: Project, sources: Sources, selection: &Selection) -> Result<Self, Error> {
         let (blocks, origins) = select(&project, selection)?;
         let (store, found) = Store::open(&project.root)?;
         notices(&found);

@@ -21,4 +21,6 @@ mod uptodate;
 #[cfg(feature = "worker")]
 mod verify;
 #[cfg(feature = "worker")]
+mod watch;
+#[cfg(feature = "worker")]
 mod worker;
