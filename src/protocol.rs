@@ -59,14 +59,16 @@ pub mod blob {
     pub const TEXT: &str = "text";
 }
 
+/// Content digests by name ([`blob`]), as an action reads or makes them.
+pub type Blobs = BTreeMap<String, Digest>;
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Action {
     /// Chosen by the sender; echoed in the outcome.
     pub id: u64,
     pub kind: ActionKind,
-    /// Content digests by input name ([`blob`]).
-    pub inputs: BTreeMap<String, Digest>,
+    pub inputs: Blobs,
     pub limits: Limits,
 }
 
@@ -158,7 +160,7 @@ pub struct Outcome {
 #[serde(rename_all = "kebab-case")]
 pub struct Done {
     /// Content digests by output name ([`blob`]); the blobs are in `cas/`.
-    pub outputs: BTreeMap<String, Digest>,
+    pub outputs: Blobs,
 }
 
 /// Why an action produced nothing. The worker makes the first group, the tool (which sees processes die) the second.
@@ -207,7 +209,7 @@ pub struct Failure {
     pub detail: String,
     pub hint: Option<String>,
     /// Blobs that exist all the same (the audit of a rejected kernel).
-    pub outputs: BTreeMap<String, Digest>,
+    pub outputs: Blobs,
 }
 
 impl Failure {

@@ -9,14 +9,14 @@ use crate::{
 impl History for Store {
     fn recorded(&self, key: &Digest) -> Recorded {
         let Some(outputs) = self.records.outputs(key) else { return Recorded::Absent };
-        for (output, blob) in &outputs {
+        for (output, blob) in outputs.iter() {
             let damage = match self.cas.check(blob) {
                 Ok(()) => continue,
                 Err(BlobError::Corrupt { .. }) => Damage::Corrupt,
                 // A blob that cannot be read is as good as gone; making it again tells of a broken disk with its own error.
                 Err(BlobError::Missing { .. } | BlobError::Io { .. }) => Damage::Missing,
             };
-            return Recorded::Damaged { output: output.clone(), blob: *blob, damage };
+            return Recorded::Damaged { output: output.to_owned(), blob: *blob, damage };
         }
         Recorded::Intact(outputs)
     }

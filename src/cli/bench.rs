@@ -16,7 +16,7 @@ use crate::{
     host::CpuFacts,
     manifest::spec::{BlockSpec, Dtype, Pass},
     plan::stage::StageGraph,
-    protocol::{ActionKind, Benchmark, StageBenchmark, blob},
+    protocol::{ActionKind, Benchmark, Blobs, StageBenchmark, blob},
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -89,12 +89,12 @@ fn compile(
     asker: &Asker,
     args: &MatmulArgs,
     cpu: &CpuFacts,
-) -> Result<BTreeMap<String, crate::digest::Digest>, Error> {
+) -> Result<Blobs, Error> {
     let &MatmulArgs { m, n, k, .. } = args;
     let name = "matmul".to_owned();
     let block = BlockSpec::Matmul { m, n, k, bias: false, activation: None, dtype: Dtype::F32 };
     let ir = ActionKind::Ir { name: name.clone(), block, passes: Pass::ALL.to_vec(), origins: BTreeMap::new() };
-    let mut inputs = asked.action(ir, BTreeMap::new(), StepKind::Ir)?;
+    let mut inputs = asked.action(ir, Blobs::new(), StepKind::Ir)?;
     let stages: StageGraph = asked.value(&inputs, blob::STAGES)?;
     let plan = action::propose(&stages, cpu, &name, "cpu");
     let plan = serde_json::to_vec(&plan).map_err(|error| Error::environment(error.to_string()))?;

@@ -161,7 +161,7 @@ pub fn bring_up_to_date(opened: &Opened, step: StepId) -> Result<Wanted, Error> 
 /// What the step made and what the steps that it reads made. No two kinds of step make outputs of one name.
 fn gathered<'a>(opened: &Opened, step: StepId, outputs_of: impl Fn(StepId) -> Option<&'a Outputs>) -> Outputs {
     let steps = opened.graph.step(step).deps.iter().copied().chain([step]);
-    steps.filter_map(outputs_of).flatten().map(|(name, digest)| (name.clone(), *digest)).collect()
+    steps.filter_map(outputs_of).flat_map(Outputs::iter).map(|(name, digest)| (name, *digest)).collect()
 }
 
 pub struct Request<'a> {

@@ -10,15 +10,14 @@ use super::{
 use crate::{
     build::{
         engine::{action, worker::Request},
-        graph::{BlockTarget, Outputs, StepKind},
+        graph::{BlockTarget, StepKind},
         report::{model::Verification, terminal},
     },
-    digest::Digest,
     host::CpuFacts,
     manifest::{error::SourceFile, spec::Origin},
     plan::{Plan, read, stage::StageGraph},
     protocol::{
-        ActionKind, Done, Failure, Limits,
+        ActionKind, Blobs, Done, Failure, Limits,
         audit::{Audit, Rejection, Ruling, Subject},
         blob,
         corpus::Case,
@@ -158,15 +157,13 @@ struct Trial<'a> {
     corpus: &'a [Case],
 }
 
-type Inputs = BTreeMap<String, Digest>;
-
 impl Trial<'_> {
     /// `ir -> compile -> verify`. The failure is that of a rejected kernel; whatever else goes wrong is an error.
     fn judge(&self, asked: &mut Asked<'_>, asker: &Asker) -> Result<(Audit, Option<Failure>), Error> {
         let BlockTarget { name, spec, passes, threads, .. } = self.block;
         let (block, passes, origins) = (spec.clone(), passes.clone(), self.origins.clone());
         let ir = ActionKind::Ir { name: name.clone(), block: block.clone(), passes, origins };
-        let mut inputs = asked.action(ir, BTreeMap::new(), StepKind::Ir)?;
+        let mut inputs = asked.action(ir, Blobs::new(), StepKind::Ir)?;
         let stages: StageGraph = asked.value(&inputs, blob::STAGES)?;
         let plan_digest = asker.cas.put(self.plan_bytes)?;
         inputs.insert(blob::PLAN.to_owned(), plan_digest);
@@ -201,9 +198,9 @@ impl Trial<'_> {
     }
 }
 
-type Attempt = Result<Outputs, (Failure, Duration)>;
+type Attempt = Result<Blobs, (Failure, Duration)>;
 
-fn attempt(asked: &mut Asked<'_>, kind: ActionKind, inputs: &Inputs, limits: Limits) -> Result<Attempt, Error> {
+fn attempt(asked: &mut Asked<'_>, kind: ActionKind, inputs: &Blobs, limits: Limits) -> Result<Attempt, Error> {
     let request = Request { kind, inputs: inputs.clone(), limits };
     let start = Instant::now();
     let result = asked.seat.execute(&request)?;

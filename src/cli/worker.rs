@@ -6,12 +6,11 @@ use crate::{
         action, interrupt,
         worker::{Leash, Request, Seat, Toolchain},
     },
-    build::graph::{Outputs, StepKind},
-    digest::Digest,
-    protocol::{ActionKind, Failure, FailureKind},
+    build::graph::StepKind,
+    protocol::{ActionKind, Blobs, Failure, FailureKind},
     store::cas::Cas,
 };
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::SystemTime};
+use std::{path::Path, sync::Arc, time::SystemTime};
 
 /// One worker on one store.
 pub struct Asker {
@@ -56,22 +55,22 @@ impl Asked<'_> {
     pub fn action(
         &mut self,
         kind: ActionKind,
-        inputs: BTreeMap<String, Digest>,
+        inputs: Blobs,
         like: StepKind,
-    ) -> Result<Outputs, Error> {
+    ) -> Result<Blobs, Error> {
         let request = Request { kind, inputs, limits: action::limits(like) };
         Ok(self.seat.execute(&request)??.outputs)
     }
 
     /// The content of one output.
-    pub fn bytes(&self, outputs: &Outputs, name: &str) -> Result<Vec<u8>, Error> {
+    pub fn bytes(&self, outputs: &Blobs, name: &str) -> Result<Vec<u8>, Error> {
         let missing = || Failure::new(FailureKind::Internal, format!("the worker made no `{name}`"));
         let digest = outputs.get(name).ok_or_else(missing)?;
         self.cas.get(digest).map_err(|error| Error::environment(error.to_string()))
     }
 
     /// One output as the value it stands for.
-    pub fn value<T: serde::de::DeserializeOwned>(&self, outputs: &Outputs, name: &str) -> Result<T, Error> {
+    pub fn value<T: serde::de::DeserializeOwned>(&self, outputs: &Blobs, name: &str) -> Result<T, Error> {
         let bytes = self.bytes(outputs, name)?;
         let bad =
             |error| Failure::new(FailureKind::Internal, format!("output `{name}` is not what it should be: {error}"));
@@ -79,7 +78,7 @@ impl Asked<'_> {
     }
 
     /// One output as text.
-    pub fn text(&self, outputs: &Outputs, name: &str) -> Result<String, Error> {
+    pub fn text(&self, outputs: &Blobs, name: &str) -> Result<String, Error> {
         Ok(String::from_utf8_lossy(&self.bytes(outputs, name)?).into_owned())
     }
 }

@@ -75,6 +75,15 @@ impl KeyParts {
         self.0.iter().map(|(name, value)| (&**name, &**value))
     }
 
+    /// The same parts with each name and value replaced by an equal one.
+    pub fn map_texts(mut self, mut equal: impl FnMut(Arc<str>) -> Arc<str>) -> Self {
+        for part in &mut self.0 {
+            *part = (equal(Arc::clone(&part.0)), equal(Arc::clone(&part.1)));
+        }
+        self.0.shrink_to_fit();
+        self
+    }
+
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -85,8 +94,15 @@ impl KeyParts {
 
     /// BLAKE3 over the sorted parts, each name and value preceded by its length so that no two lists read the same.
     pub fn key(&self) -> Digest {
-        let mut buffer = Vec::with_capacity(self.0.iter().map(|(name, value)| name.len() + value.len() + 16).sum());
-        for text in self.0.iter().flat_map(|(name, value)| [name, value]) {
+        Self::key_of(self.iter())
+    }
+
+    /// The key of these parts, given in any order, each name once.
+    pub fn key_of<'a>(parts: impl Iterator<Item = (&'a str, &'a str)>) -> Digest {
+        let mut parts: Vec<_> = parts.collect();
+        parts.sort_unstable();
+        let mut buffer = Vec::with_capacity(parts.iter().map(|(name, value)| name.len() + value.len() + 16).sum());
+        for text in parts.into_iter().flat_map(|(name, value)| [name, value]) {
             buffer.extend_from_slice(&(text.len() as u64).to_le_bytes());
             buffer.extend_from_slice(text.as_bytes());
         }

@@ -11,6 +11,7 @@ pub mod key;
 pub mod lock;
 pub mod memo;
 pub mod out;
+pub mod outputs;
 pub mod records;
 pub mod survey;
 #[cfg(test)]

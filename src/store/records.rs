@@ -19,6 +19,7 @@ use super::{
     FOLDER, Notice, StoreError, TEMPORARY, disk,
     key::KeyParts,
     lock::{Lock, Sharing, unix_now},
+    outputs::Outputs,
 };
 use crate::digest::Digest;
 use frame::{Entry, Scan};
@@ -50,7 +51,7 @@ pub struct Record {
     /// What `key` is the digest of.
     pub parts: KeyParts,
     /// Content digests by output name.
-    pub outputs: BTreeMap<String, Digest>,
+    pub outputs: Outputs,
     /// Seconds since 1970.
     pub finished_unix: u64,
     pub wall_us: u64,
@@ -129,7 +130,7 @@ impl Records {
     }
 
     /// The outputs of the record with this key: all that a build with nothing to do needs to know.
-    pub fn outputs(&self, key: &Digest) -> Option<BTreeMap<String, Digest>> {
+    pub fn outputs(&self, key: &Digest) -> Option<Outputs> {
         let state = self.state();
         frame::decode_outputs(&state.bytes[state.by_key.get(key)?.entry.clone()])
     }

@@ -1,6 +1,6 @@
 //! What the cache folder holds, by looking at it.
 
-use super::{FOLDER, Store, StoreError};
+use super::{FOLDER, Store, StoreError, outputs::Outputs};
 use crate::digest::Digest;
 use serde::Serialize;
 use std::{
@@ -103,7 +103,7 @@ impl Store {
     /// The blobs of these records and those needed besides.
     pub fn needed_blobs(&self, needs: &Needs) -> BTreeSet<Digest> {
         let outputs = needs.records.iter().filter_map(|it| self.records.outputs(it));
-        outputs.flat_map(BTreeMap::into_values).chain(needs.blobs.iter().copied()).collect()
+        outputs.flat_map(Outputs::into_values).chain(needs.blobs.iter().copied()).collect()
     }
 }
 

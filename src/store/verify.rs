@@ -97,7 +97,7 @@ impl Store {
         let mut outputs: BTreeMap<Digest, Vec<String>> = BTreeMap::new();
         for kept in self.records.kept() {
             let step = steps.get(&kept.record.key).map_or("an earlier build", String::as_str);
-            for (name, blob) in &kept.record.outputs {
+            for (name, blob) in kept.record.outputs.iter() {
                 let text = format!("`{name}` of {step}");
                 let all = outputs.entry(*blob).or_default();
                 if !all.contains(&text) {

@@ -120,7 +120,7 @@ fn perform(
     };
     let request = Request { kind, inputs, limits: limits(step.kind) };
     let start = Instant::now();
-    let result = seat.execute_revocably(&request, token)?.map(|Done { outputs }| outputs);
+    let result = seat.execute_revocably(&request, token)?.map(|Done { outputs }| outputs.into_iter().collect());
     Ok(result.map_err(|failure| audited(workspace.store, &request, failure, start.elapsed())))
 }
 

@@ -33,7 +33,7 @@ pub fn folders<'a>(steps: &'a [Step], outputs_of: impl Fn(StepId) -> Option<&'a 
     for step in steps {
         let (Some(block), Some(outputs)) = (&step.block, outputs_of(step.id)) else { continue };
         let files = FILES.iter().filter(|it| it.0 == step.kind);
-        let files = files.filter_map(|(_, output, file)| Some((*file, *outputs.get(*output)?)));
+        let files = files.filter_map(|(_, output, file)| Some((*file, *outputs.get(output)?)));
         folders.entry(format!("{block}@{}", step.target)).or_default().extend(files);
     }
     folders
@@ -46,9 +46,12 @@ pub fn materialise(store: &Store, folders: &BTreeMap<String, Files>) -> Result<u
 
 /// [`materialise`] after a build. A rejected kernel's audit is there too: it says what is wrong with the kernel beside it.
 pub fn after(workspace: &Workspace<'_>, built: &Built) -> Result<usize, OutError> {
-    let outputs_of = |id: StepId| match &built.results[id.index()] {
-        StepResult::Failed { failure, .. } => Some(&failure.outputs),
-        _ => built.outputs[id.index()].as_ref(),
-    };
+    let failed: BTreeMap<usize, Outputs> = (built.results.iter().enumerate())
+        .filter_map(|(index, it)| match it {
+            StepResult::Failed { failure, .. } => Some((index, failure.outputs.iter().map(|it| (it.0, *it.1)).collect())),
+            _ => None,
+        })
+        .collect();
+    let outputs_of = |id: StepId| failed.get(&id.index()).or(built.outputs[id.index()].as_ref());
     materialise(workspace.store, &folders(workspace.graph.steps(), outputs_of))
 }

@@ -13,17 +13,14 @@ pub mod steps;
 pub(super) mod tests;
 pub mod why;
 
-pub use crate::store::key::KeyParts;
+pub use crate::store::{key::KeyParts, outputs::Outputs};
 pub use stale::StaleReason;
 pub use status::{Built, Damage, Decision, History, Recorded};
 pub use steps::{BlockTarget, Rules, plan_build};
 
 use crate::digest::Digest;
 use serde::Serialize;
-use std::{collections::BTreeMap, fmt, sync::Arc};
-
-/// Content digests by output name.
-pub type Outputs = BTreeMap<String, Digest>;
+use std::{fmt, sync::Arc};
 
 /// Index of a step in its graph. A step's dependencies have smaller ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -117,8 +114,9 @@ pub struct Step {
     /// What its gates made, handed to its action like an input. No part of the key: a gate decides whether the step may run,
     /// and not what it makes.
     pub gates: Vec<Input>,
-    /// The parts of the key that do not depend on other steps.
-    pub params: KeyParts,
+    /// The parts of the key that do not depend on other steps: its own, and those that it shares with others.
+    own: KeyParts,
+    shared: Vec<Arc<KeyParts>>,
     identity: Arc<str>,
 }
 
@@ -130,6 +128,13 @@ impl Step {
 
     pub const fn class(&self) -> Class {
         self.kind.class()
+    }
+
+    /// The parts of the key that do not depend on other steps.
+    pub fn params(&self) -> KeyParts {
+        let mut parts = self.own.clone();
+        self.shared.iter().for_each(|it| parts.extend(it));
+        parts
     }
 }
 
@@ -152,7 +157,7 @@ impl Graph {
         (target, threads): (&Arc<str>, usize),
         reads: &[(StepId, &'static str)],
         gates: &[(StepId, &'static str)],
-        params: KeyParts,
+        (own, shared): (KeyParts, &[&Arc<KeyParts>]),
     ) -> StepId {
         let id = StepId(u32::try_from(self.steps.len()).unwrap_or(u32::MAX));
         let mut deps: Vec<_> = reads.iter().chain(gates).map(|it| it.0).collect();
@@ -170,7 +175,8 @@ impl Graph {
         let (inputs, gates) = (reads.iter().map(input).collect(), gates.iter().map(input).collect());
         let identity = format!("{}@{target}:{kind}", block.as_deref().unwrap_or_default()).into();
         let target = target.clone();
-        self.steps.push(Step { id, kind, subject, block, target, threads, deps, inputs, gates, params, identity });
+        let shared = shared.iter().map(|it| Arc::clone(it)).collect();
+        self.steps.push(Step { id, kind, subject, block, target, threads, deps, inputs, gates, own, shared, identity });
         self.dependents.push(Vec::new());
         id
     }
@@ -202,6 +208,33 @@ impl Graph {
         self.steps.iter().find(|it| it.identity() == identity).map(|it| it.id)
     }
 
+    /// The step's key, or the steps whose outputs would have to be known for it. The same as the key of [`Graph::parts`], without
+    /// putting the parts together: a build asks for the keys of all steps, and for the parts of those that run.
+    pub fn key<'a>(
+        &self,
+        id: StepId,
+        outputs_of: impl Fn(StepId) -> Option<&'a Outputs>,
+    ) -> Result<Digest, Vec<StepId>> {
+        let step = self.step(id);
+        let mut inputs = Vec::with_capacity(step.inputs.len());
+        for input in &step.inputs {
+            match outputs_of(input.step).and_then(|it| it.get(input.name)) {
+                Some(digest) => inputs.push((&*input.part, digest.to_string())),
+                None => return Err(self.unknown(step, outputs_of)),
+            }
+        }
+        let own = step.own.iter().chain(step.shared.iter().flat_map(|it| it.iter()));
+        Ok(KeyParts::key_of(own.chain(inputs.iter().map(|(name, digest)| (*name, digest.as_str())))))
+    }
+
+    fn unknown<'a>(&self, step: &Step, outputs_of: impl Fn(StepId) -> Option<&'a Outputs>) -> Vec<StepId> {
+        let known = |it: &Input| outputs_of(it.step).is_some_and(|outputs| outputs.contains_key(it.name));
+        let mut unknown: Vec<_> = step.inputs.iter().filter(|it| !known(it)).map(|it| it.step).collect();
+        unknown.sort();
+        unknown.dedup();
+        unknown
+    }
+
     /// All parts of the step's key, or the steps whose outputs would have to be known for that.
     pub fn parts<'a>(
         &self,
@@ -209,16 +242,13 @@ impl Graph {
         outputs_of: impl Fn(StepId) -> Option<&'a Outputs>,
     ) -> Result<KeyParts, Vec<StepId>> {
         let step = self.step(id);
-        let mut parts = step.params.clone();
-        let mut unknown = Vec::new();
+        let mut parts = step.params();
         for input in &step.inputs {
             match outputs_of(input.step).and_then(|it| it.get(input.name)) {
                 Some(digest) => parts.set(input.part.clone(), digest.to_string()),
-                None => unknown.push(input.step),
+                None => return Err(self.unknown(step, outputs_of)),
             }
         }
-        unknown.sort();
-        unknown.dedup();
-        if unknown.is_empty() { Ok(parts) } else { Err(unknown) }
+        Ok(parts)
     }
 }

@@ -55,7 +55,7 @@ pub fn json(graph: &Graph, decisions: Option<&[Decision]>) -> String {
             (step.inputs.iter().map(read).collect(), step.gates.iter().map(read).collect());
         let mut value = json!({
             "id": step.id, "step": step.identity(), "kind": step.kind, "class": step.class(), "block": step.block.as_deref(),
-            "target": &*step.target, "threads": step.threads, "deps": step.deps, "inputs": inputs, "gates": gates, "params": step.params,
+            "target": &*step.target, "threads": step.threads, "deps": step.deps, "inputs": inputs, "gates": gates, "params": step.params(),
         });
         if let Some(decision) = decisions.map(|it| &it[step.id.index()]) {
             value["status"] = status(decision);

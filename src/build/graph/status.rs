@@ -106,18 +106,24 @@ impl Graph {
         history: &impl History,
         forced: bool,
     ) -> Decision {
+        let key = match self.key(id, &outputs_of) {
+            Ok(key) => key,
+            Err(waits_for) => return Decision::Unknown { waits_for },
+        };
+        let recorded = if forced { Recorded::Absent } else { history.recorded(&key) };
+        if let Recorded::Intact(outputs) = recorded {
+            return Decision::UpToDate { key, outputs };
+        }
         let parts = match self.parts(id, outputs_of) {
             Ok(parts) => parts,
             Err(waits_for) => return Decision::Unknown { waits_for },
         };
-        let key = parts.key();
-        if forced {
-            return Decision::Stale { key, parts, reason: StaleReason::Forced };
-        }
-        let reason = match history.recorded(&key) {
-            Recorded::Intact(outputs) => return Decision::UpToDate { key, outputs },
+        let reason = match recorded {
+            _ if forced => StaleReason::Forced,
             Recorded::Damaged { output, blob, damage } => StaleReason::OutputDamaged { output, blob, damage },
-            Recorded::Absent => explain(history.latest(self.step(id).identity()).as_ref().map(|it| &it.parts), &parts),
+            Recorded::Intact(_) | Recorded::Absent => {
+                explain(history.latest(self.step(id).identity()).as_ref().map(|it| &it.parts), &parts)
+            }
         };
         Decision::Stale { key, parts, reason }
     }

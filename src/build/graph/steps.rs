@@ -11,7 +11,10 @@ use crate::{
     protocol::{blob, corpus::Case, recipe},
 };
 use serde::Serialize;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 /// One block instance for one target: the unit that gets a row of steps.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,52 +49,56 @@ impl Default for Rules {
 /// The steps of a build of these blocks: for each block a row `ir -> plan -> compile -> verify -> benchmark -> report`.
 pub fn plan_build(blocks: &[BlockTarget], cpu: &CpuFacts, rules: &Rules) -> Graph {
     let mut graph = Graph::default();
-    let fingerprint = cpu_parts(cpu, |_| true);
-    let code = cpu_parts(cpu, decides_code);
-    let plans = cpu_parts(cpu, decides_plan);
+    let fingerprint = Arc::new(cpu_parts(cpu, |_| true));
+    let code = Arc::new(cpu_parts(cpu, decides_code));
+    let plans = Arc::new(cpu_parts(cpu, decides_plan));
+    let mut corpus = KeyParts::new();
+    corpus.set_fields("corpus", &rules.corpus);
+    let corpus = Arc::new(corpus);
+    let mut texts = Texts::default();
 
     let mut targets: BTreeMap<&str, Arc<str>> = BTreeMap::new();
     for (subject, block) in blocks.iter().enumerate() {
-        let spec = block_parts(&block.spec);
+        let spec = Arc::new(texts.share(block_parts(&block.spec)));
         let name: Arc<str> = block.name.as_str().into();
         let target = targets.entry(&block.target).or_insert_with(|| block.target.as_str().into()).clone();
         type Reads<'a> = &'a [(StepId, &'static str)];
-        let mut push = |kind: StepKind, reads: Reads<'_>, gates: Reads<'_>, params: KeyParts| {
-            graph.push(kind, (Some(subject), Some(name.clone())), (&target, block.threads), reads, gates, params)
+        type Groups<'a> = &'a [&'a Arc<KeyParts>];
+        let mut push = |kind: StepKind, reads: Reads<'_>, gates: Reads<'_>, (own, shared): (KeyParts, Groups<'_>)| {
+            let own = (texts.share(own), shared);
+            graph.push(kind, (Some(subject), Some(name.clone())), (&target, block.threads), reads, gates, own)
         };
         let threads = block.threads;
 
-        let mut own = params(StepKind::Ir, &recipe::IR, &[&spec]).with("name", &name);
+        let mut own = params(StepKind::Ir, &recipe::IR).with("name", &name);
         own.set_fields("passes", &block.passes);
-        let ir = push(StepKind::Ir, &[], &[], own);
+        let ir = push(StepKind::Ir, &[], &[], (own, &[&spec]));
 
-        let own = params(StepKind::Plan, &recipe::PLAN, &[&plans])
+        let own = params(StepKind::Plan, &recipe::PLAN)
             .with("name", &name)
             .with("strategy", &block.strategy)
             .with("target", &target)
             .with("threads", threads);
-        let plan = push(StepKind::Plan, &[(ir, blob::STAGES)], &[], own);
+        let plan = push(StepKind::Plan, &[(ir, blob::STAGES)], &[], (own, &[&plans]));
 
-        let own = params(StepKind::Compile, &recipe::COMPILE, &[&code]);
-        let compile = push(StepKind::Compile, &[(ir, blob::STAGES), (plan, blob::PLAN)], &[], own);
+        let own = params(StepKind::Compile, &recipe::COMPILE);
+        let compile = push(StepKind::Compile, &[(ir, blob::STAGES), (plan, blob::PLAN)], &[], (own, &[&code]));
 
         // The oracle evaluates the block as the manifest says, not as the IR says: it reads every field.
-        let mut own = params(StepKind::Verify, &recipe::VERIFY, &[&spec, &fingerprint])
-            .with("seed", rules.seed)
-            .with("threads", threads);
-        own.set_fields("corpus", &rules.corpus);
+        let own = params(StepKind::Verify, &recipe::VERIFY).with("seed", rules.seed).with("threads", threads);
         let reads = [(compile, blob::OBJECT), (compile, blob::KERNEL), (plan, blob::PLAN)];
-        let verify = push(StepKind::Verify, &reads, &[], own);
+        let verify = push(StepKind::Verify, &reads, &[], (own, &[&spec, &fingerprint, &corpus]));
 
         // Verify is a gate: a kernel whose audit does not cover it is not measured, but what the audit says in detail does not
         // change the measured times. The plan goes with it, because the audit is of one plan.
-        let own = params(StepKind::Benchmark, &recipe::BENCHMARK, &[&fingerprint])
+        let own = params(StepKind::Benchmark, &recipe::BENCHMARK)
             .with("threads", threads)
             .with("time-ms", rules.benchmark_ms);
         let reads = [(compile, blob::OBJECT), (compile, blob::KERNEL)];
-        let benchmark = push(StepKind::Benchmark, &reads, &[(plan, blob::PLAN), (verify, blob::AUDIT)], own);
+        let benchmark =
+            push(StepKind::Benchmark, &reads, &[(plan, blob::PLAN), (verify, blob::AUDIT)], (own, &[&fingerprint]));
 
-        let own = params(StepKind::Report, &recipe::REPORT, &[&spec, &fingerprint])
+        let own = params(StepKind::Report, &recipe::REPORT)
             .with("name", &name)
             .with("target", &target)
             .with("threads", threads);
@@ -102,16 +109,30 @@ pub fn plan_build(blocks: &[BlockTarget], cpu: &CpuFacts, rules: &Rules) -> Grap
             (verify, blob::AUDIT),
             (benchmark, blob::BENCHMARK),
         ];
-        push(StepKind::Report, &reads, &[], own);
+        push(StepKind::Report, &reads, &[], (own, &[&spec, &fingerprint]));
     }
     graph
 }
 
-/// The parts that every step of a kind has, and those of `groups`.
-fn params(kind: StepKind, recipe: &Digest, groups: &[&KeyParts]) -> KeyParts {
-    let mut parts = KeyParts::new().with("step", kind.name()).with("recipe", recipe);
-    groups.iter().for_each(|it| parts.extend(it));
-    parts
+/// The parts that every step of a kind has.
+fn params(kind: StepKind, recipe: &Digest) -> KeyParts {
+    KeyParts::new().with("step", kind.name()).with("recipe", recipe)
+}
+
+/// Keeps each name and value once: the steps of many blocks have few different ones.
+#[derive(Default)]
+struct Texts(HashSet<Arc<str>>);
+
+impl Texts {
+    fn share(&mut self, parts: KeyParts) -> KeyParts {
+        parts.map_texts(|it| match self.0.get(&*it) {
+            Some(known) => Arc::clone(known),
+            None => {
+                self.0.insert(Arc::clone(&it));
+                it
+            }
+        })
+    }
 }
 
 /// The block's fields under the names that the manifest gives them (`block.d-model`, `block.norm-eps`), so that a stale

@@ -41,7 +41,7 @@ impl History for Past {
         let Some(built) = self.records.get(key) else { return Recorded::Absent };
         let damaged = built.outputs.iter().find_map(|(name, blob)| Some((name, blob, *self.damaged.get(blob)?)));
         match damaged {
-            Some((output, &blob, damage)) => Recorded::Damaged { output: output.clone(), blob, damage },
+            Some((output, &blob, damage)) => Recorded::Damaged { output: output.to_owned(), blob, damage },
             None => Recorded::Intact(built.outputs.clone()),
         }
     }

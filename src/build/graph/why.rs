@@ -67,7 +67,7 @@ fn own_change(graph: &Graph, id: StepId, history: &impl History) -> Option<Stale
     let step = graph.step(id);
     let latest = history.latest(step.identity())?;
     let before: KeyParts = latest.parts.iter().filter(|it| !it.0.starts_with(INPUT)).collect();
-    match explain(Some(&before), &step.params) {
+    match explain(Some(&before), &step.params()) {
         StaleReason::RecordLost => None, // equal
         reason => Some(reason),
     }

@@ -10,8 +10,11 @@
 //! Times are seconds since 1970.
 
 use super::Record;
-use crate::{digest::Digest, store::key::KeyParts};
-use std::{collections::BTreeMap, ops::Range};
+use crate::{
+    digest::Digest,
+    store::{key::KeyParts, outputs::Outputs},
+};
+use std::ops::Range;
 
 /// First bytes of the file. Another version of the format has another header.
 pub const HEADER: &[u8] = b"kforge records 2\n";
@@ -132,7 +135,7 @@ pub fn encode_record(record: &Record) -> Vec<u8> {
     let mut out = vec![RECORD];
     out.extend_from_slice(record.key.as_bytes());
     put_length(&mut out, record.outputs.len());
-    for (name, digest) in &record.outputs {
+    for (name, digest) in record.outputs.iter() {
         put_text(&mut out, name);
         out.extend_from_slice(digest.as_bytes());
     }
@@ -197,7 +200,7 @@ pub fn decode(entry: &[u8]) -> Option<Entry> {
 }
 
 /// The outputs of a record; its parts, many more, are not even looked at.
-pub fn decode_outputs(entry: &[u8]) -> Option<BTreeMap<String, Digest>> {
+pub fn decode_outputs(entry: &[u8]) -> Option<Outputs> {
     let mut reader = Reader(entry);
     if reader.byte()? != RECORD {
         return None;
@@ -253,12 +256,8 @@ impl<'a> Reader<'a> {
         self.take(32)?.try_into().ok().map(Digest::from_bytes)
     }
 
-    fn outputs(&mut self) -> Option<BTreeMap<String, Digest>> {
-        let mut outputs = BTreeMap::new();
-        for _ in 0..self.length()? {
-            outputs.insert(self.text()?.to_owned(), self.digest()?);
-        }
-        Some(outputs)
+    fn outputs(&mut self) -> Option<Outputs> {
+        (0..self.length()?).map(|_| Some((self.text()?, self.digest()?))).collect()
     }
 
     fn text(&mut self) -> Option<&'a str> {
@@ -281,7 +280,7 @@ mod tests {
         )
             .prop_map(|(parts, outputs, (finished_unix, wall_us))| {
                 let parts: KeyParts = parts.into_iter().collect();
-                Record { key: parts.key(), parts, outputs, finished_unix, wall_us }
+                Record { key: parts.key(), parts, outputs: outputs.into_iter().collect(), finished_unix, wall_us }
             })
     }
 

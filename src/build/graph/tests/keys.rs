@@ -54,10 +54,10 @@ fn what_a_gate_makes_reaches_the_action_and_no_key() {
     let gates: Vec<_> = benchmark.gates.iter().map(|it| it.name).collect();
     assert_eq!(gates, ["plan", "audit"]);
     assert!(benchmark.deps.contains(&verify.id));
-    let made: Vec<_> = graph.steps().iter().map(|it| outputs(it, &it.params, &[])).collect();
+    let made: Vec<_> = graph.steps().iter().map(|it| outputs(it, &it.params(), &[])).collect();
     let key = |audit: &str| {
         let mut made = made.clone();
-        made[verify.id.index()].insert("audit".to_owned(), Digest::of(audit.as_bytes()));
+        made[verify.id.index()].insert("audit", Digest::of(audit.as_bytes()));
         graph.parts(benchmark.id, |it| made.get(it.index())).unwrap().key()
     };
     assert_eq!(key("yesterday"), key("today"));
@@ -141,7 +141,7 @@ fn every_step_that_uses_the_device_has_every_fact_of_it_in_its_key() {
     for kind in [StepKind::Verify, StepKind::Benchmark] {
         let step = graph.steps().iter().find(|it| it.kind == kind).unwrap();
         for fact in facts.as_object().unwrap().keys() {
-            assert!(step.params.get(&format!("cpu.{fact}")).is_some(), "{kind} does not read {fact}");
+            assert!(step.params().get(&format!("cpu.{fact}")).is_some(), "{kind} does not read {fact}");
         }
     }
 }

@@ -56,7 +56,7 @@ fn graph(nodes: &[Node]) -> Graph {
         let gates: Vec<_> = chosen(node.gates).map(|it| (it, "gate")).collect();
         let params = KeyParts::new().with("index", index).with("param", node.param);
         let block = Some(format!("b{index}").into());
-        graph.push(StepKind::Compile, (Some(index), block), (&target, 1), &unique(&reads), &gates, params);
+        graph.push(StepKind::Compile, (Some(index), block), (&target, 1), &unique(&reads), &gates, (params, &[]));
     }
     graph
 }
