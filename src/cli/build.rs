@@ -15,7 +15,11 @@ use crate::{
             run::{self, Built, Options, StepResult},
             worker::Leash,
         },
-        graph::{Decision, Outputs, Step, StepId, StepKind, output},
+        graph::{
+            Decision, Outputs, Step, StepId, StepKind,
+            causes::{self, Cause},
+            output,
+        },
         report::{BlockReport, terminal},
     },
     protocol::blob,
@@ -66,8 +70,9 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
     let start = Instant::now();
     let decisions = opened.graph.status(&opened.store, |_| force);
     let deciding = start.elapsed();
+    let mut causes = causes::causes(&opened.graph, &decisions, &opened.store);
     if args.dry_run || args.locked {
-        return foresee(&opened, &decisions, &args);
+        return foresee(&opened, &decisions, &causes, &args);
     }
     let listeners = Listeners::open(directory, &opened, &args.files, args.explain)?;
     let goals = opened.goals();
@@ -80,11 +85,20 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
         }
         None => {
             let request = Request { goals: &goals, force, keep_going: args.keep_going, jobs: args.jobs };
-            build(&opened, &request, &listeners.all())
+            build(&opened, &request, &listeners.all(), |waited| {
+                if waited {
+                    // The other build may have made some of it.
+                    let decisions = opened.graph.status(&opened.store, |_| force);
+                    causes = causes::causes(&opened.graph, &decisions, &opened.store);
+                }
+                if !args.explain {
+                    listeners.causes(&causes::top(&causes));
+                }
+            })
         }
     };
     let told = listeners.finish();
-    both(built.and_then(|built| conclude(&opened, &built, &args)), told)
+    both(built.and_then(|built| conclude(&opened, &built, &causes, &args)), told)
 }
 
 /// How a build ended whose files may be incomplete. What is wrong with the build matters more than what is wrong with them.
@@ -115,7 +129,7 @@ pub fn bring_up_to_date(opened: &Opened, step: StepId) -> Result<Wanted, Error> 
         return Ok(Wanted::Built(gathered(opened, step, |it| decisions[it.index()].outputs())));
     }
     let request = Request { goals: &goals, force: false, keep_going: false, jobs: None };
-    let built = build(opened, &request, &Listeners::quiet().all())?;
+    let built = build(opened, &request, &Listeners::quiet().all(), |_| {})?;
     Ok(match &built.outputs[step.index()] {
         Some(_) => Wanted::Built(gathered(opened, step, |it| built.outputs[it.index()].as_ref())),
         None => Wanted::Not(outcome(&built)),
@@ -135,23 +149,38 @@ struct Request<'a> {
     jobs: Option<usize>,
 }
 
-/// Takes the directory's lock and builds.
-fn build(opened: &Opened, request: &Request<'_>, observer: &dyn Observer) -> Result<Built, Error> {
-    let built = locked(opened, request, observer);
+/// Takes the directory's lock and builds. `begin` is called in between, with whether another build had the lock.
+fn build(
+    opened: &Opened,
+    request: &Request<'_>,
+    observer: &dyn Observer,
+    begin: impl FnOnce(bool),
+) -> Result<Built, Error> {
+    let built = locked(opened, request, observer, begin);
     if let Err(error) = &built {
         observer.event(Event::Aborted { error: &error.to_string() });
     }
     built
 }
 
-fn locked(opened: &Opened, request: &Request<'_>, observer: &dyn Observer) -> Result<Built, Error> {
+fn locked(
+    opened: &Opened,
+    request: &Request<'_>,
+    observer: &dyn Observer,
+    begin: impl FnOnce(bool),
+) -> Result<Built, Error> {
     let leash = Arc::new(Leash::default());
     let _guard = interrupt::guard(&leash);
     let start = Instant::now();
-    let on_wait = |holder: &_| observer.event(Event::Waiting { what: Wait::Directory, holder });
+    let mut waited = false;
+    let on_wait = |holder: &_| {
+        waited = true;
+        observer.event(Event::Waiting { what: Wait::Directory, holder });
+    };
     let (_lock, found) = lease::directory(&opened.store, &leash, on_wait)?.ok_or_else(Error::interrupted)?;
     observer.event(Event::Acquired { what: Wait::Directory, waited: start.elapsed() });
     project::notices(&found);
+    begin(waited);
     let jobs = request.jobs.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
     let force = request.force;
     let forced = move |_: &Step| force;
@@ -202,25 +231,31 @@ fn nothing_to_do(opened: &Opened, decisions: &[Decision], goals: &[StepId]) -> R
 }
 
 /// `-n` and `--locked`.
-fn foresee(opened: &Opened, decisions: &[Decision], args: &Args) -> Result<Outcome, Error> {
+fn foresee(opened: &Opened, decisions: &[Decision], causes: &[Cause], args: &Args) -> Result<Outcome, Error> {
     let is_stale = |it: &&Decision| !matches!(it, Decision::UpToDate { .. });
     let stale = decisions.iter().filter(is_stale).count();
     if args.json {
         let steps = opened.graph.steps().iter().zip(decisions);
         let steps: Vec<_> =
             steps.map(|(step, it)| json!({ "step": step.identity(), "status": output::status(it) })).collect();
-        print::json(&json!({ "version": 1, "project": opened.project.name, "stale": stale, "steps": steps }))?;
+        let project = &opened.project.name;
+        print::json(&json!({ "version": 1, "project": project, "stale": stale, "causes": causes, "steps": steps }))?;
     } else {
         let color = print::colored(&io::stdout());
         let mut text = String::new();
+        // Whoever sees why each step is stale needs no summary of it.
+        let each = args.explain || args.locked;
         for (step, decision) in opened.graph.steps().iter().zip(decisions) {
             let (style, verb, why) = match decision {
                 Decision::UpToDate { .. } => continue,
                 Decision::Stale { reason, .. } => (YELLOW, "stale", format!(": {reason}")),
                 Decision::Unknown { .. } => (CYAN, "may run", String::new()),
             };
-            let why = if args.explain || args.locked { why } else { String::new() };
+            let why = if each { why } else { String::new() };
             text += &format!("{} {}{why}\n", print::paint(color, style, &format!("{verb:>9}")), step.identity());
+        }
+        if !each {
+            causes::top(causes).iter().for_each(|it| text += &format!("{it}\n"));
         }
         let summary = format!("{stale} steps stale or waiting for stale ones, {} up to date", decisions.len() - stale);
         print::out(&(text + &summary + "\n"))?;
@@ -239,10 +274,10 @@ fn outcome(built: &Built) -> Outcome {
 }
 
 /// Prints what was built.
-fn conclude(opened: &Opened, built: &Built, args: &Args) -> Result<Outcome, Error> {
+fn conclude(opened: &Opened, built: &Built, causes: &[Cause], args: &Args) -> Result<Outcome, Error> {
     let reports = reports(opened, built);
     if args.json {
-        print::json(&to_json(opened, built, &reports))?;
+        print::json(&to_json(opened, built, causes, &reports))?;
     } else {
         let color = print::colored(&io::stdout());
         let mut text = table(opened, built, &reports, color);
@@ -316,7 +351,7 @@ fn summary(built: &Built, color: bool) -> String {
     format!("{}: {text}\n", print::paint(color, style, word))
 }
 
-fn to_json(opened: &Opened, built: &Built, reports: &[Option<BlockReport>]) -> Value {
+fn to_json(opened: &Opened, built: &Built, causes: &[Cause], reports: &[Option<BlockReport>]) -> Value {
     let step = |(step, result): (&Step, &StepResult)| {
         let mut value = match result {
             StepResult::NotReached => json!({ "result": "not-reached" }),
@@ -346,6 +381,7 @@ fn to_json(opened: &Opened, built: &Built, reports: &[Option<BlockReport>]) -> V
         "failed": failed,
         "skipped": skipped,
         "not-reached": not_reached,
+        "causes": causes,
         "steps": steps,
         "reports": reports.iter().flatten().collect::<Vec<_>>(),
     })

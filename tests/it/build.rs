@@ -22,7 +22,8 @@ fn a_build_makes_what_a_person_opens_and_then_has_nothing_to_do() {
     let project = Project::new();
     let first = project.done(&["build"]);
     assert!(first.stdout.ends_with("done: 12 steps run, 0 up to date\n"), "{}", first.stdout);
-    assert_eq!(first.stderr.lines().count(), 12, "one line for each step: {}", first.stderr);
+    assert!(first.stderr.starts_with("  because 12 steps of first@cpu, second@cpu: never built\n"), "{}", first.stderr);
+    assert_eq!(first.stderr.lines().count(), 1 + 12, "one line for each step: {}", first.stderr);
     for file in ["plan.json", "block.mlir", "kernel.mlir", "kernel.o", "kernel.json", "report.json", "audit.json"] {
         for block in ["first", "second"] {
             let path = project.path(".kforge-cache/out").join(format!("{block}@cpu")).join(file);
@@ -48,9 +49,17 @@ fn a_field_of_one_block_makes_only_its_steps_stale() {
     project.build(&[]);
     project.edit("workloads/blocks.toml", "norm-eps = 1e-5", "norm-eps = 1e-6");
     assert_eq!(project.done(&["why", "first@cpu:ir"]).stdout, WHY_EPS);
+    let cause = "6 steps of first@cpu: `norm-eps` changed from 1e-5 to 1e-6\n";
+    assert!(project.done(&["build", "-n"]).stdout.contains(cause));
+    let explained = project.done(&["build", "-n", "--explain"]).stdout;
+    assert!(!explained.contains(cause), "{explained}");
+    let dry = project.done(&["build", "-n", "--json"]).json();
+    assert_eq!((&dry["causes"][0]["steps"], &dry["causes"][0]["reason"]["reason"]), (&6.into(), &"changed".into()));
     let built = project.build(&[]);
     assert_eq!(built.ran(), row("first"));
     assert_eq!(built.steps("up-to-date").len(), 6);
+    assert_eq!(built.0["causes"], dry["causes"]);
+    assert_eq!(project.build(&[]).0["causes"], serde_json::json!([]));
 }
 
 const WHY_EPS: &str = "`first@cpu:ir`: stale\n  `norm-eps` changed from 1e-5 to 1e-6\n";
@@ -220,8 +229,11 @@ fn two_builds_at_once_do_each_step_once() {
         let runs = [(); 2].map(|()| scope.spawn(|| project.done(&["build", "--json"])));
         runs.into_iter().map(|it| it.join().unwrap()).collect()
     });
-    let ran: usize = runs.iter().map(|it| Built(it.json()).ran().len()).sum();
-    assert_eq!(ran, 12);
+    let builds: Vec<_> = runs.iter().map(|it| Built(it.json())).collect();
+    assert_eq!(builds.iter().map(|it| it.ran().len()).sum::<usize>(), 12);
+    // The one that waited has no cause to tell of any more.
+    let causes = |it: &Built| it.0["causes"].as_array().unwrap().len();
+    assert!(builds.iter().all(|it| causes(it) == usize::from(!it.ran().is_empty())));
 }
 
 #[test]

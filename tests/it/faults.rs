@@ -62,7 +62,9 @@ fn an_interrupted_build_exits_130_and_keeps_what_was_finished() {
             project.command(&["build", "-j1"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(build.stderr.take().unwrap());
         let mut log = String::new();
-        stderr.read_line(&mut log).unwrap();
+        while !log.contains("ran ") {
+            assert!(stderr.read_line(&mut log).unwrap() > 0, "{log}");
+        }
         assert!(log.contains("ran first@cpu:ir"), "{log}");
         signal(name, build.id());
         stderr.read_to_string(&mut log).unwrap();

@@ -57,9 +57,9 @@ pub fn why(graph: &Graph, step: StepId, decisions: &[Decision], history: &impl H
 
 /// Where a step's staleness comes from: itself, steps that it reads, or both.
 #[derive(Default)]
-struct Cause {
-    here: Option<StaleReason>,
-    upstream: Vec<StepId>,
+pub(super) struct Cause {
+    pub here: Option<StaleReason>,
+    pub upstream: Vec<StepId>,
 }
 
 /// What is known of a step whose inputs are not: that its own parameters are others than at its last success.
@@ -74,7 +74,7 @@ fn own_change(graph: &Graph, id: StepId, history: &impl History) -> Option<Stale
 }
 
 /// Why the step ran last: the parts of its last success against those of the success before.
-fn last_rebuild(graph: &Graph, id: StepId, history: &impl History) -> Cause {
+pub(super) fn last_rebuild(graph: &Graph, id: StepId, history: &impl History) -> Cause {
     let identity = graph.step(id).identity();
     let Some(latest) = history.latest(identity) else { return Cause::default() };
     let before = history.before(identity);
@@ -82,7 +82,7 @@ fn last_rebuild(graph: &Graph, id: StepId, history: &impl History) -> Cause {
 }
 
 /// If inputs changed, the steps whose last rebuild changed them; else, or if that was no step's last rebuild, the reason itself.
-fn changed_upstream(graph: &Graph, id: StepId, reason: StaleReason, history: &impl History) -> Cause {
+pub(super) fn changed_upstream(graph: &Graph, id: StepId, reason: StaleReason, history: &impl History) -> Cause {
     let StaleReason::InputsChanged { inputs } = &reason else {
         return Cause { here: Some(reason), upstream: Vec::new() };
     };

@@ -88,6 +88,28 @@ fn a_reason_in_json_has_every_field() {
 }
 
 #[test]
+fn a_list_is_told_by_what_came_and_went() {
+    let change = |old: &str, new: &str| {
+        let part = |it: &str| [("passes", it)].into_iter().collect::<KeyParts>();
+        explain(Some(&part(old)), &part(new)).to_string()
+    };
+    let lines = [
+        change("[a, b]", "[a, c]"),
+        change("[a, b]", "[b, a]"),
+        change("[]", r#"[{"gate":"v1","op":"x, y"}]"#),
+        change(r#"[{"seed":1}, {"seed":2}]"#, r#"[{"seed":3}]"#),
+        change(r#"[{"seed":1}, {"seed":2}]"#, r#"[{"seed":2}, {"seed":1}]"#),
+    ];
+    insta::assert_snapshot!(lines.join("\n"), @r"
+    `passes` changed: +c, -b
+    `passes` changed from [a, b] to [b, a]
+    `passes` changed: 1 added
+    `passes` changed: 1 added, 2 removed
+    `passes` changed: the order
+    ");
+}
+
+#[test]
 fn why_names_the_edited_field_through_the_steps_between() {
     let mut past = Past::default();
     build(&graph(&blocks()), &mut past, run);
