@@ -62,7 +62,7 @@ fn a_field_of_one_block_makes_only_its_steps_stale() {
     assert_eq!(project.build(&[]).0["causes"], serde_json::json!([]));
 }
 
-const WHY_EPS: &str = "`first@cpu:ir`: stale\n  `norm-eps` changed from 1e-5 to 1e-6\n";
+const WHY_EPS: &str = "`first@cpu:ir`: stale\n  `norm-eps` changed from 1e-5 to 1e-6 (workloads/blocks.toml:7)\n";
 
 #[test]
 fn going_back_to_an_earlier_value_runs_nothing() {
