@@ -202,6 +202,7 @@ mod tests {
             told(&events, &file);
 
             fs::rename(root.join("workloads"), root.join("elsewhere")).unwrap();
+            told(&events, &root.join("workloads"));
             let (broken, sources) = load_with_sources(&root);
             broken.unwrap_err();
             watch.follow(&root, &sources).unwrap();

@@ -84,12 +84,7 @@ pub fn main(command: Command) -> Result<Outcome, Error> {
 }
 
 /// The object and the kernel of a matmul block with the heuristic's plan, as inputs.
-fn compile(
-    asked: &mut Asked<'_>,
-    asker: &Asker,
-    args: &MatmulArgs,
-    cpu: &CpuFacts,
-) -> Result<Blobs, Error> {
+fn compile(asked: &mut Asked<'_>, asker: &Asker, args: &MatmulArgs, cpu: &CpuFacts) -> Result<Blobs, Error> {
     let &MatmulArgs { m, n, k, .. } = args;
     let name = "matmul".to_owned();
     let block = BlockSpec::Matmul { m, n, k, bias: false, activation: None, dtype: Dtype::F32 };

@@ -18,7 +18,11 @@ use crate::{
             run::{self, Built, Options, StepResult},
             worker::{Leash, Toolchain},
         },
-        graph::{Decision, History, Outputs, Step, StepId, StepKind, output},
+        graph::{
+            Decision, History, Outputs, Step, StepId, StepKind,
+            causes::{self, Cause},
+            output,
+        },
         report::{
             BlockReport,
             terminal::{self, Line, State},
@@ -104,8 +108,9 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
     let start = Instant::now();
     let decisions = opened.graph.status(&opened.store, |_| force);
     let deciding = start.elapsed();
+    let causes = causes::causes(&opened.graph, &decisions, &opened.store);
     if args.dry_run || args.locked {
-        return foresee(&opened, &decisions, &args);
+        return foresee(&opened, &decisions, &causes, &args);
     }
     let listeners = Listeners::open(directory, &opened, &args.files, args.explain)?;
     let goals = opened.goals();
@@ -117,10 +122,15 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
             all.event(Event::Ended { counts: built.counts(), interrupted: false });
             Ok(built)
         }
-        None => build(&opened, &Request { goals: &goals, force, how: &args.how }, &listeners.all()),
+        None => {
+            if !args.explain {
+                listeners.causes(&causes::top(&causes));
+            }
+            build(&opened, &Request { goals: &goals, force, how: &args.how }, &listeners.all())
+        }
     };
     let told = listeners.finish();
-    both(built.and_then(|built| conclude(&opened, &built, &args)), told)
+    both(built.and_then(|built| conclude(&opened, &built, &causes, &args)), told)
 }
 
 /// How a build ended whose files may be incomplete. What is wrong with the build matters more than what is wrong with them.
@@ -288,25 +298,31 @@ fn nothing_stale(stale: usize, up_to_date: usize) -> String {
 }
 
 /// `-n` and `--locked`.
-fn foresee(opened: &Opened, decisions: &[Decision], args: &Args) -> Result<Outcome, Error> {
+fn foresee(opened: &Opened, decisions: &[Decision], causes: &[Cause], args: &Args) -> Result<Outcome, Error> {
     let is_stale = |it: &&Decision| !matches!(it, Decision::UpToDate { .. });
     let stale = decisions.iter().filter(is_stale).count();
     if args.json {
         let steps = opened.graph.steps().iter().zip(decisions);
         let steps: Vec<_> =
             steps.map(|(step, it)| json!({ "step": step.identity(), "status": output::status(it) })).collect();
-        print::json(&json!({ "version": 1, "project": opened.project.name, "stale": stale, "steps": steps }))?;
+        let project = &opened.project.name;
+        print::json(&json!({ "version": 1, "project": project, "stale": stale, "causes": causes, "steps": steps }))?;
     } else {
         let color = print::colored(&io::stdout());
         let mut text = String::new();
+        // Whoever sees why each step is stale needs no summary of it.
+        let each = args.explain || args.locked;
         for (step, decision) in opened.graph.steps().iter().zip(decisions) {
             let (style, verb, why) = match decision {
                 Decision::UpToDate { .. } => continue,
                 Decision::Stale { reason, .. } => (YELLOW, "stale", format!(": {reason}")),
                 Decision::Unknown { .. } => (CYAN, "may run", String::new()),
             };
-            let why = if args.explain || args.locked { why } else { String::new() };
+            let why = if each { why } else { String::new() };
             text += &format!("{} {}{why}\n", print::paint(color, style, &format!("{verb:>9}")), step.identity());
+        }
+        if !each {
+            causes::top(causes).iter().for_each(|it| text += &format!("{it}\n"));
         }
         print::out(&(text + &nothing_stale(stale, decisions.len() - stale)))?;
     }
@@ -324,9 +340,9 @@ fn outcome(built: &Built) -> Outcome {
 }
 
 /// Prints what was built.
-fn conclude(opened: &Opened, built: &Built, args: &Args) -> Result<Outcome, Error> {
+fn conclude(opened: &Opened, built: &Built, causes: &[Cause], args: &Args) -> Result<Outcome, Error> {
     if args.json {
-        print::json(&to_json(opened, built))?;
+        print::json(&to_json(opened, built, causes))?;
     } else {
         let (lines, more) = lines(opened, built);
         print::out(&(table(lines, more) + &summary(built)))?;
@@ -456,7 +472,7 @@ fn done(style: anstyle::Style, word: &str, text: &str) -> String {
     format!("{}: {text}\n", print::paint(print::colored(&io::stdout()), style, word))
 }
 
-fn to_json(opened: &Opened, built: &Built) -> Value {
+fn to_json(opened: &Opened, built: &Built, causes: &[Cause]) -> Value {
     let step = |(step, result): (&Step, &StepResult)| {
         let mut value = match result {
             StepResult::NotReached => json!({ "result": "not-reached" }),
@@ -487,6 +503,7 @@ fn to_json(opened: &Opened, built: &Built) -> Value {
         "failed": failed,
         "skipped": skipped,
         "not-reached": not_reached,
+        "causes": causes,
         "steps": steps,
         "reports": rows(opened).iter().filter_map(|it| report(opened, built, it)).collect::<Vec<_>>(),
     })

@@ -64,6 +64,11 @@ impl Listeners {
         Ok(Self { progress: Progress::new(explain), events, trace })
     }
 
+    /// Tells what makes steps run.
+    pub fn causes(&self, lines: &[String]) {
+        self.progress.causes(lines);
+    }
+
     /// All of them as one.
     pub fn all(&self) -> FanOut<'_> {
         let events = self.events.iter().map(|it| it as &dyn Observer);

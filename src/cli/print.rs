@@ -4,7 +4,10 @@ use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 use std::{
     env,
+    fs::Permissions,
     io::{self, IsTerminal, Write},
+    os::unix::fs::PermissionsExt,
+    path::Path,
 };
 
 pub const RED: Style = AnsiColor::Red.on_default().bold();
@@ -58,6 +61,16 @@ pub fn out(text: &str) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result,
     }
+}
+
+/// Replaces the file by rename: a reader sees the old text or the new, nothing between.
+pub fn file(path: &Path, text: &str) -> io::Result<()> {
+    let folder = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().prefix(".kforge-").tempfile_in(folder)?;
+    file.write_all(text.as_bytes())?;
+    file.as_file().set_permissions(Permissions::from_mode(0o644))?;
+    file.persist(path)?;
+    Ok(())
 }
 
 pub fn json(value: &impl Serialize) -> io::Result<()> {

@@ -46,6 +46,13 @@ impl Progress {
         }
     }
 
+    /// What makes the steps run that will run, in a few lines.
+    pub fn causes(&self, lines: &[String]) {
+        for (index, line) in lines.iter().enumerate() {
+            self.line(CYAN, if index == 0 { "because" } else { "" }, line);
+        }
+    }
+
     /// A line for each step is for logs and for those who asked; on a terminal the bar says enough.
     fn step_line(&self, style: anstyle::Style, verb: &str, text: &str) {
         if self.bar.is_none() || self.explain {

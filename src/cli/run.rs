@@ -51,7 +51,8 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
     };
     let asker = Asker::new(opened.store.dir())?;
     let read = [blob::OBJECT, blob::KERNEL, blob::PLAN, blob::AUDIT];
-    let mut inputs: BTreeMap<_, _> = outputs.iter().filter(|it| read.contains(&it.0)).map(|it| (it.0.to_owned(), *it.1)).collect();
+    let mut inputs: BTreeMap<_, _> =
+        outputs.iter().filter(|it| read.contains(&it.0)).map(|it| (it.0.to_owned(), *it.1)).collect();
     if let Some(path) = &args.input {
         let bytes =
             fs::read(path).map_err(|error| Error::input(format!("cannot read `{}`: {error}", path.display())))?;

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     build::{
         engine::{control::Control, interrupt, run::Built, worker::Leash},
-        graph::Decision,
+        graph::{Decision, causes},
         watch::Watch,
     },
     manifest::{self, Sources},
@@ -162,8 +162,8 @@ impl Session<'_> {
         };
         self.line(style, verb, &what);
         if !first {
-            for cause in causes(&opened, &decisions) {
-                self.line(Style::new(), "", &cause);
+            for cause in causes::top(&causes::causes(&opened.graph, &decisions, &opened.store)) {
+                self.line(CYAN, "because", &cause);
             }
         }
         match &self.running {
@@ -258,13 +258,4 @@ fn differences(before: &Sources, now: &Sources) -> Vec<String> {
     paths.sort();
     paths.dedup();
     paths
-}
-
-/// The first causes of what is stale.
-fn causes(opened: &Opened, decisions: &[Decision]) -> Vec<String> {
-    let stale = opened.graph.steps().iter().zip(decisions).filter_map(|(step, it)| match it {
-        Decision::Stale { reason, .. } => Some(format!("{}: {reason}", step.identity())),
-        _ => None,
-    });
-    stale.take(3).collect()
 }

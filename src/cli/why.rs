@@ -5,7 +5,7 @@ use super::{
     print,
     project::{Opened, Selection},
 };
-use crate::build::graph::{StepKind, why::why};
+use crate::build::graph::{Step, StepKind, why::why};
 use std::path::Path;
 
 #[derive(Debug, clap::Args)]
@@ -33,7 +33,16 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
     let opened = Opened::open(directory, &selection)?;
     let decisions = opened.graph.status(&opened.store, |_| false);
     let steps = opened.graph.steps().iter().filter(|it| it.kind == kind);
-    let answers: Vec<_> = steps.map(|it| why(&opened.graph, it.id, &decisions, &opened.store)).collect();
+    let origin_of = |step: &str, field: &str| {
+        let subject = opened.graph.step(opened.graph.find(step)?).subject?;
+        opened.origins.get(subject)?.get(field).cloned()
+    };
+    let answer = |it: &Step| {
+        let mut answer = why(&opened.graph, it.id, &decisions, &opened.store);
+        answer.locate(origin_of);
+        answer
+    };
+    let answers: Vec<_> = steps.map(answer).collect();
     if args.json {
         print::json(&answers)?;
     } else {

@@ -52,12 +52,7 @@ pub struct Asked<'a> {
 
 impl Asked<'_> {
     /// Does one action under the limits of a step of kind `like`.
-    pub fn action(
-        &mut self,
-        kind: ActionKind,
-        inputs: Blobs,
-        like: StepKind,
-    ) -> Result<Blobs, Error> {
+    pub fn action(&mut self, kind: ActionKind, inputs: Blobs, like: StepKind) -> Result<Blobs, Error> {
         let request = Request { kind, inputs, limits: action::limits(like) };
         Ok(self.seat.execute(&request)??.outputs)
     }

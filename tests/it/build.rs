@@ -28,7 +28,8 @@ fn a_build_makes_what_a_person_opens_and_then_has_nothing_to_do() {
     let project = Project::new();
     let first = project.done(&["build"]);
     assert!(first.stdout.ends_with("done: 12 steps run, 0 up to date\n"), "{}", first.stdout);
-    assert_eq!(first.stderr.lines().count(), 12, "one line for each step: {}", first.stderr);
+    assert!(first.stderr.starts_with("  because 12 steps of first@cpu, second@cpu: never built\n"), "{}", first.stderr);
+    assert_eq!(first.stderr.lines().count(), 1 + 12, "one line for each step: {}", first.stderr);
     for file in ["plan.json", "block.mlir", "kernel.mlir", "kernel.o", "kernel.json", "report.json", "audit.json"] {
         for block in ["first", "second"] {
             let path = project.path(".kforge-cache/out").join(format!("{block}@cpu")).join(file);
@@ -54,12 +55,20 @@ fn a_field_of_one_block_makes_only_its_steps_stale() {
     project.build(&[]);
     project.edit("workloads/blocks.toml", "norm-eps = 1e-5", "norm-eps = 1e-6");
     assert_eq!(project.done(&["why", "first@cpu:ir"]).stdout, WHY_EPS);
+    let cause = "6 steps of first@cpu: `norm-eps` changed from 1e-5 to 1e-6\n";
+    assert!(project.done(&["build", "-n"]).stdout.contains(cause));
+    let explained = project.done(&["build", "-n", "--explain"]).stdout;
+    assert!(!explained.contains(cause), "{explained}");
+    let dry = project.done(&["build", "-n", "--json"]).json();
+    assert_eq!((&dry["causes"][0]["steps"], &dry["causes"][0]["reason"]["reason"]), (&6.into(), &"changed".into()));
     let built = project.build(&[]);
     assert_eq!(built.ran(), row("first"));
     assert_eq!(built.steps("up-to-date").len(), 6);
+    assert_eq!(built.0["causes"], dry["causes"]);
+    assert_eq!(project.build(&[]).0["causes"], serde_json::json!([]));
 }
 
-const WHY_EPS: &str = "`first@cpu:ir`: stale\n  `norm-eps` changed from 1e-5 to 1e-6\n";
+const WHY_EPS: &str = "`first@cpu:ir`: stale\n  `norm-eps` changed from 1e-5 to 1e-6 (workloads/blocks.toml:7)\n";
 
 #[test]
 fn going_back_to_an_earlier_value_runs_nothing() {
@@ -189,13 +198,18 @@ fn a_build_waits_for_who_cleans_its_directory_and_names_it() {
     let (lock, _) = store.lock_out_builds(None, |_| {}).unwrap();
     let mut build = project.command(&["build"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(build.stderr.take().unwrap());
-    let mut line = String::new();
-    stderr.read_line(&mut line).unwrap();
+    let mut line = line_with("waiting for", &mut stderr);
     let expected = format!("waiting for this directory, which is cleaned by process {} (`", std::process::id());
     assert!(line.trim_start().starts_with(&expected), "{line}");
     drop(lock);
     stderr.read_to_string(&mut line).unwrap();
     assert!(build.wait_with_output().unwrap().status.success(), "{line}");
+}
+
+/// The next line that has this text in it.
+fn line_with(text: &str, log: &mut impl BufRead) -> String {
+    let line = log.lines().map(Result::unwrap).find(|it| it.contains(text));
+    line.unwrap_or_else(|| panic!("`{text}` was not told"))
 }
 
 #[test]
@@ -205,7 +219,7 @@ fn a_waiting_build_can_be_interrupted() {
     let _lock = store.lock_out_builds(None, |_| {}).unwrap();
     let mut build = project.command(&["build"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(build.stderr.take().unwrap());
-    stderr.read_line(&mut String::new()).unwrap();
+    line_with("waiting for", &mut stderr);
     signal("INT", build.id());
     assert_eq!(build.wait().unwrap().code(), Some(130));
 }
@@ -226,8 +240,8 @@ fn two_builds_at_once_do_each_step_once() {
         let runs = [(); 2].map(|()| scope.spawn(|| project.done(&["build", "--json"])));
         runs.into_iter().map(|it| it.join().unwrap()).collect()
     });
-    let ran: usize = runs.iter().map(|it| Built(it.json()).ran().len()).sum();
-    assert_eq!(ran, 12);
+    let builds: Vec<_> = runs.iter().map(|it| Built(it.json())).collect();
+    assert_eq!(builds.iter().map(|it| it.ran().len()).sum::<usize>(), 12);
 }
 
 /// The lock of a step while it is made, as another build would hold it.
@@ -252,8 +266,7 @@ fn a_step_that_another_process_makes_is_waited_for_while_other_blocks_are_built(
 
     let mut build = project.command(&["build"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(build.stderr.take().unwrap());
-    let mut line = String::new();
-    stderr.read_line(&mut line).unwrap();
+    let line = line_with("waiting for", &mut stderr);
     let expected = format!("waiting for first@cpu:ir, which is made by process {} (`", std::process::id());
     assert!(line.trim_start().starts_with(&expected), "{line}");
     drop(lock);
@@ -272,8 +285,7 @@ fn what_another_process_made_meanwhile_is_taken_from_it() {
     let lock = make_elsewhere(&project, "first@cpu:ir");
     let mut build = project.command(&["build", "first"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(build.stderr.take().unwrap());
-    let mut log = String::new();
-    stderr.read_line(&mut log).unwrap();
+    let mut log = line_with("waiting for", &mut stderr);
     assert!(log.contains("waiting for first@cpu:ir"), "{log}");
     fs::write(&records, made).unwrap();
     drop(lock);
@@ -307,8 +319,7 @@ fn a_manifest_that_is_edited_during_the_build_is_told_of_and_spoils_nothing() {
     let lock = make_elsewhere(&project, "first@cpu:ir");
     let mut build = project.command(&["build"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(build.stderr.take().unwrap());
-    let mut log = String::new();
-    stderr.read_line(&mut log).unwrap();
+    let mut log = line_with("waiting for", &mut stderr);
     project.edit("workloads/blocks.toml", "norm-eps = 1e-5", "norm-eps = 1e-3");
     drop(lock);
     stderr.read_to_string(&mut log).unwrap();

@@ -26,6 +26,22 @@ fn the_graph_is_drawn_in_every_format() {
     assert!(project.done(&["graph", "--format", "mermaid"]).stdout.starts_with("flowchart"));
     let json = project.done(&["graph", "--json"]).json();
     assert_eq!(json["steps"].as_array().map(Vec::len), Some(12));
+    let page = project.done(&["graph", "--format", "html"]).stdout;
+    assert_eq!(page.matches("<tr data-state=\"stale\">").count(), 2, "{page}");
+}
+
+#[test]
+fn a_drawing_goes_into_a_file() {
+    let project = Project::new();
+    for format in ["dot", "mermaid", "json", "html"] {
+        let run = project.done(&["graph", "--format", format, "-o", "graph"]);
+        assert_eq!(run.stdout, "");
+        let shown = project.done(&["graph", "--format", format]).stdout;
+        assert_eq!(fs::read_to_string(project.path("graph")).unwrap(), shown);
+    }
+    let run = project.run(&["graph", "-o", "missing/graph"]);
+    assert_eq!(run.code, Some(3));
+    assert!(run.stderr.contains("missing/graph`: "), "{}", run.stderr);
 }
 
 #[test]

@@ -91,7 +91,7 @@ fn a_worker_does_not_outlive_the_build_and_neither_do_its_children() {
     command.env("KFORGE_WORKER", &path).stderr(Stdio::piped()).stdout(Stdio::null());
     let mut build = command.spawn().unwrap();
     let mut log = BufReader::new(build.stderr.take().unwrap());
-    log.read_line(&mut String::new()).unwrap();
+    assert!(log.by_ref().lines().any(|it| it.unwrap().contains("ran bad@cpu:")));
     let asleep = || !processes_on(Path::new(&time)).is_empty();
     assert!(asleep());
     signal("TERM", build.id());
@@ -115,7 +115,9 @@ fn an_interrupted_build_exits_130_and_keeps_what_was_finished() {
             project.command(&["build", "-j1"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(build.stderr.take().unwrap());
         let mut log = String::new();
-        stderr.read_line(&mut log).unwrap();
+        while !log.contains("ran ") {
+            assert!(stderr.read_line(&mut log).unwrap() > 0, "{log}");
+        }
         assert!(log.contains("ran first@cpu:ir"), "{log}");
         signal(name, build.id());
         stderr.read_to_string(&mut log).unwrap();

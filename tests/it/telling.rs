@@ -246,3 +246,33 @@ fn a_trace_has_every_step_on_a_seat_and_its_slices_nest() {
     ended.sort_unstable();
     assert_eq!((begun.len(), begun), (12, ended));
 }
+
+/// The value with every number replaced: figures and times are the machine's, everything else the project's.
+fn without_figures(value: &Value) -> Value {
+    match value {
+        Value::Number(_) => Value::from(0),
+        Value::Array(items) => items.iter().map(without_figures).collect(),
+        Value::Object(fields) => fields.iter().map(|(name, it)| (name.clone(), without_figures(it))).collect(),
+        other => other.clone(),
+    }
+}
+
+#[test]
+fn the_result_is_told_in_the_projects_order_however_the_steps_were_scheduled() {
+    let project = Project::new();
+    project.build(&[]);
+    // What does not come from a clock: block, status and number of stages of each row, and the last line.
+    let rows = |jobs: &str| {
+        let stdout = project.done(&["build", "--force", jobs]).stdout;
+        let (table, end) = stdout.trim_end().rsplit_once('\n').unwrap();
+        let row = |it: &str| it.split_whitespace().take(3).collect::<Vec<_>>().join(" ");
+        table.lines().map(row).chain([end.to_owned()]).collect::<Vec<_>>()
+    };
+    let one = rows("-j1");
+    assert_eq!(one.len(), 4, "{one:?}");
+    for jobs in ["-j1", "-j4", "-j4"] {
+        assert_eq!(rows(jobs), one, "{jobs}");
+    }
+    let json = |jobs: &str| without_figures(&project.build(&["--force", jobs]).0);
+    assert_eq!(json("-j1"), json("-j4"));
+}

@@ -48,7 +48,9 @@ pub fn materialise(store: &Store, folders: &BTreeMap<String, Files>) -> Result<u
 pub fn after(workspace: &Workspace<'_>, built: &Built) -> Result<usize, OutError> {
     let failed: BTreeMap<usize, Outputs> = (built.results.iter().enumerate())
         .filter_map(|(index, it)| match it {
-            StepResult::Failed { failure, .. } => Some((index, failure.outputs.iter().map(|it| (it.0, *it.1)).collect())),
+            StepResult::Failed { failure, .. } => {
+                Some((index, failure.outputs.iter().map(|it| (it.0, *it.1)).collect()))
+            }
             _ => None,
         })
         .collect();

@@ -3,9 +3,12 @@
 //! [`steps::plan_build`] makes the [`Graph`] from plain data. A step's key is the digest of named parts: its own parameters, and
 //! for each blob it reads the digest of the blob's CONTENT. So a step that makes the same output again stops the rebuild
 //! (early cutoff), and two keys can be compared part by part ([`stale`]). [`status`] decides which steps are up to date,
-//! [`why`] follows a change to the field that was edited, [`output`] draws the graph.
+//! [`why`] follows a change to the field that was edited, [`causes`] groups all that must run by such changes, [`output`] draws
+//! the graph, [`page`] shows it as a web page.
 
+pub mod causes;
 pub mod output;
+pub mod page;
 pub mod stale;
 pub mod status;
 pub mod steps;

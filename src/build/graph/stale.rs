@@ -83,13 +83,18 @@ impl PartChange {
     pub fn field(&self) -> &str {
         self.name.strip_prefix("block.").unwrap_or(&self.name)
     }
+
+    /// Not a value of the project: the part of kforge's own sources that does the step.
+    pub fn is_recipe(&self) -> bool {
+        self.name == "recipe" && self.old.is_some() && self.new.is_some()
+    }
 }
 
 impl fmt::Display for PartChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let field = self.field();
         match (&self.old, &self.new) {
-            (Some(_), Some(_)) if field == "recipe" => f.write_str("kforge itself changed (`recipe`)"),
+            _ if self.is_recipe() => f.write_str("kforge itself changed (`recipe`)"),
             (Some(old), Some(new)) => match list_change(old, new) {
                 Some(change) => write!(f, "`{field}` changed: {change}"),
                 None => write!(f, "`{field}` changed from {old} to {new}"),
@@ -101,8 +106,12 @@ impl fmt::Display for PartChange {
     }
 }
 
-/// What two lists `[a, b]` differ in, `+c, -a`; nothing for other values and for lists that differ in order alone.
+/// What two lists `[a, b]` differ in, `+c, -a`, for lists of objects how many; nothing for other values and for lists that
+/// differ in order alone.
 fn list_change(old: &str, new: &str) -> Option<String> {
+    if let Some(change) = objects_change(old, new) {
+        return Some(change);
+    }
     let items = |text: &str| -> Option<Vec<String>> {
         let inner = text.strip_prefix('[')?.strip_suffix(']')?;
         Some(inner.split(", ").filter(|it| !it.is_empty()).map(str::to_owned).collect())
@@ -112,6 +121,20 @@ fn list_change(old: &str, new: &str) -> Option<String> {
     let lost = old.iter().filter(|it| !new.contains(it)).map(|it| format!("-{it}"));
     let changes: Vec<_> = gained.chain(lost).collect();
     (!changes.is_empty()).then(|| changes.join(", "))
+}
+
+/// `2 added, 1 removed` for lists of JSON objects, as the cases of the corpus are; `None` for all others.
+fn objects_change(old: &str, new: &str) -> Option<String> {
+    let objects = |text: &str| -> Option<Vec<serde_json::Value>> {
+        let items: Vec<serde_json::Value> = serde_json::from_str(text).ok()?;
+        items.iter().all(serde_json::Value::is_object).then_some(items)
+    };
+    let (old, new) = (objects(old)?, objects(new)?);
+    let missing =
+        |from: &[serde_json::Value], them: &[serde_json::Value]| them.iter().filter(|it| !from.contains(it)).count();
+    let counts = [(missing(&old, &new), "added"), (missing(&new, &old), "removed")];
+    let told: Vec<_> = counts.iter().filter(|it| it.0 > 0).map(|(count, verb)| format!("{count} {verb}")).collect();
+    Some(if told.is_empty() { "the order".to_owned() } else { told.join(", ") })
 }
 
 impl fmt::Display for InputChange {

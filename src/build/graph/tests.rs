@@ -1,5 +1,6 @@
 //! The graph against a naive model, and everything that people read of it as snapshots.
 
+mod causes;
 mod keys;
 mod model;
 mod text;

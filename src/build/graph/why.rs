@@ -4,6 +4,7 @@ use super::{
     Built, Decision, Graph, History, KeyParts, StaleReason, StepId,
     stale::{INPUT, InputChange, explain},
 };
+use crate::manifest::spec::Origin;
 use serde::Serialize;
 use std::{collections::VecDeque, fmt};
 
@@ -35,6 +36,18 @@ pub struct Link {
     pub reads: Vec<String>,
     /// The cause, at the end of a chain.
     pub reason: Option<StaleReason>,
+    /// Where the changed fields are written now, as far as [`Why::locate`] was told.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub written: Vec<Written>,
+}
+
+/// A field's place in the manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Written {
+    pub field: String,
+    #[serde(flatten)]
+    pub origin: Origin,
 }
 
 /// Explains one step. `decisions` is what [`Graph::status`] says now.
@@ -57,9 +70,9 @@ pub fn why(graph: &Graph, step: StepId, decisions: &[Decision], history: &impl H
 
 /// Where a step's staleness comes from: itself, steps that it reads, or both.
 #[derive(Default)]
-struct Cause {
-    here: Option<StaleReason>,
-    upstream: Vec<StepId>,
+pub(super) struct Cause {
+    pub here: Option<StaleReason>,
+    pub upstream: Vec<StepId>,
 }
 
 /// What is known of a step whose inputs are not: that its own parameters are others than at its last success.
@@ -74,7 +87,7 @@ fn own_change(graph: &Graph, id: StepId, history: &impl History) -> Option<Stale
 }
 
 /// Why the step ran last: the parts of its last success against those of the success before.
-fn last_rebuild(graph: &Graph, id: StepId, history: &impl History) -> Cause {
+pub(super) fn last_rebuild(graph: &Graph, id: StepId, history: &impl History) -> Cause {
     let identity = graph.step(id).identity();
     let Some(latest) = history.latest(identity) else { return Cause::default() };
     let before = history.before(identity);
@@ -82,7 +95,7 @@ fn last_rebuild(graph: &Graph, id: StepId, history: &impl History) -> Cause {
 }
 
 /// If inputs changed, the steps whose last rebuild changed them; else, or if that was no step's last rebuild, the reason itself.
-fn changed_upstream(graph: &Graph, id: StepId, reason: StaleReason, history: &impl History) -> Cause {
+pub(super) fn changed_upstream(graph: &Graph, id: StepId, reason: StaleReason, history: &impl History) -> Cause {
     let StaleReason::InputsChanged { inputs } = &reason else {
         return Cause { here: Some(reason), upstream: Vec::new() };
     };
@@ -126,7 +139,8 @@ fn chain(graph: &Graph, end: StepId, reached_from: &[Option<StepId>], reason: St
         let reader = reached_from[at.index()];
         let read = |reader: StepId| graph.step(reader).inputs.iter().filter(|it| it.step == at);
         let reads = reader.into_iter().flat_map(read).map(|it| it.name.to_owned()).collect();
-        links.push(Link { step: graph.step(at).identity().to_owned(), reads, reason: reason.take() });
+        let (step, reason) = (graph.step(at).identity().to_owned(), reason.take());
+        links.push(Link { step, reads, reason, written: Vec::new() });
         match reader {
             Some(reader) => at = reader,
             None => break,
@@ -134,6 +148,33 @@ fn chain(graph: &Graph, end: StepId, reached_from: &[Option<StepId>], reason: St
     }
     links.reverse();
     links
+}
+
+impl Why {
+    /// Adds where the changed fields are written. `origin_of` is told the step's identity and the field.
+    pub fn locate(&mut self, origin_of: impl Fn(&str, &str) -> Option<Origin>) {
+        for link in self.chains.iter_mut().flatten() {
+            let Some(StaleReason::Changed { parts }) = &link.reason else { continue };
+            let written = parts.iter().filter(|it| it.new.is_some()).filter_map(|it| {
+                let field = it.field().to_owned();
+                Some(Written { origin: origin_of(&link.step, &field)?, field })
+            });
+            link.written = written.collect();
+        }
+    }
+}
+
+/// ` (workloads/gpt2.toml:7)`, with the fields' names where there are several.
+fn places(written: &[Written]) -> String {
+    let place = |it: &Written| format!("{}:{}", it.origin.file, it.origin.line);
+    match written {
+        [] => String::new(),
+        [one] => format!(" ({})", place(one)),
+        several => {
+            let places: Vec<_> = several.iter().map(|it| format!("`{}` at {}", it.field, place(it))).collect();
+            format!(" ({})", places.join(", "))
+        }
+    }
 }
 
 impl fmt::Display for Why {
@@ -154,7 +195,7 @@ impl fmt::Display for Why {
                     write!(f, "\n{}reads {reads} of `{}`", "  ".repeat(depth), link.step)?;
                 }
                 if let Some(reason) = &link.reason {
-                    write!(f, "\n{}{reason}", "  ".repeat(depth + 1))?;
+                    write!(f, "\n{}{reason}{}", "  ".repeat(depth + 1), places(&link.written))?;
                 }
             }
         }

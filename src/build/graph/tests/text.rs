@@ -1,15 +1,17 @@
 //! What people and programs read: snapshots of every reason, of `why`, and of the drawings.
 
-use super::{Past, block, build, graph, outputs, transformer};
+use super::{Past, block, build, cpu, graph, outputs, transformer};
 use crate::{
     build::graph::{
-        BlockTarget, Damage, KeyParts, StaleReason, Step,
+        BlockTarget, Damage, Graph, KeyParts, Rules, StaleReason, Step,
         output::{dot, json, mermaid, status},
+        plan_build,
         stale::explain,
         why::why,
     },
     digest::Digest,
-    manifest::spec::{BlockSpec, Pass},
+    manifest::spec::{BlockSpec, Origin, Pass},
+    protocol::{Gate, corpus::Case},
 };
 
 fn run(step: &Step, parts: &KeyParts) -> super::Outputs {
@@ -85,6 +87,28 @@ fn a_reason_in_json_has_every_field() {
     let old: KeyParts = [("block.seq", "1")].into_iter().collect();
     let new: KeyParts = [("block.seq", "8")].into_iter().collect();
     insta::assert_snapshot!(serde_json::to_string(&explain(Some(&old), &new)).unwrap(), @r#"{"reason":"changed","parts":[{"name":"block.seq","old":"1","new":"8"}]}"#);
+}
+
+#[test]
+fn a_list_is_told_by_what_came_and_went() {
+    let change = |old: &str, new: &str| {
+        let part = |it: &str| [("passes", it)].into_iter().collect::<KeyParts>();
+        explain(Some(&part(old)), &part(new)).to_string()
+    };
+    let lines = [
+        change("[a, b]", "[a, c]"),
+        change("[a, b]", "[b, a]"),
+        change("[]", r#"[{"gate":"v1","op":"x, y"}]"#),
+        change(r#"[{"seed":1}, {"seed":2}]"#, r#"[{"seed":3}]"#),
+        change(r#"[{"seed":1}, {"seed":2}]"#, r#"[{"seed":2}, {"seed":1}]"#),
+    ];
+    insta::assert_snapshot!(lines.join("\n"), @r"
+    `passes` changed: +c, -b
+    `passes` changed from [a, b] to [b, a]
+    `passes` changed: 1 added
+    `passes` changed: 1 added, 2 removed
+    `passes` changed: the order
+    ");
 }
 
 #[test]
@@ -191,6 +215,77 @@ fn why_after_a_build_that_stopped_on_the_way() {
       reads `object`, `kernel` of `gpt2@cpu:compile`
         reads `stages` of `gpt2@cpu:ir`
           `norm-eps` changed from 1e-5 to 1e-6
+    ");
+}
+
+#[test]
+fn why_says_where_the_edited_fields_are_written() {
+    let mut past = Past::default();
+    build(&graph(&blocks()), &mut past, run);
+    let mut edited = with_eps(1e-6);
+    edited[0].passes.truncate(5);
+    let graph = graph(&edited);
+    let mut why = why(&graph, graph.find("gpt2@cpu:report").unwrap(), &graph.status(&past, |_| false), &past);
+    let origin = |line| Origin { file: "workloads/gpt2.toml".to_owned(), line, column: 1 };
+    why.locate(|step, field| {
+        assert!(step.starts_with("gpt2@cpu:"));
+        (field == "norm-eps").then(|| origin(7)).or((field == "passes" && step.ends_with(":ir")).then(|| origin(9)))
+    });
+    insta::assert_snapshot!(why, @r"
+    `gpt2@cpu:report`: may be stale
+      `norm-eps` changed from 1e-5 to 1e-6 (workloads/gpt2.toml:7)
+      reads `passes`, `stages` of `gpt2@cpu:ir`
+        `norm-eps` changed from 1e-5 to 1e-6; `passes` changed: -vectorize-layernorm (`norm-eps` at workloads/gpt2.toml:7, `passes` at workloads/gpt2.toml:9)
+      reads `audit` of `gpt2@cpu:verify`
+        `norm-eps` changed from 1e-5 to 1e-6 (workloads/gpt2.toml:7)
+    ");
+    let written = serde_json::to_string(&why.chains[0][0].written).unwrap();
+    assert_eq!(written, r#"[{"field":"norm-eps","file":"workloads/gpt2.toml","line":7,"column":1}]"#);
+}
+
+#[test]
+fn why_follows_what_is_no_field_through_the_steps_between() {
+    let mut past = Past::default();
+    build(&graph(&blocks()), &mut past, run);
+
+    // Built by another kforge.
+    let mut older = past.clone();
+    let mut built = older.records.remove(&older.steps["gpt2@cpu:ir"].0).unwrap();
+    built.parts.set("recipe", "older");
+    built.key = built.parts.key();
+    older.steps.insert("gpt2@cpu:ir".to_owned(), (built.key, None));
+    older.records.insert(built.key, built);
+    let recipe = told(&blocks(), &older, "gpt2@cpu:benchmark");
+
+    let case = Case { gate: Gate::V2Bound, op: "mlp".into(), case: "peaky".into(), seed: 1, found: "b/m".into() };
+    let longer = plan_build(&blocks(), &cpu(), &Rules { corpus: vec![case], ..Rules::default() });
+    let asked = |graph: &Graph, step: &str, forced: bool| {
+        let decisions = graph.status(&past, |_| forced);
+        why(graph, graph.find(step).unwrap(), &decisions, &past).to_string()
+    };
+    let corpus = asked(&longer, "gpt2@cpu:report", false);
+    let forced = asked(&graph(&blocks()), "gpt2@cpu:compile", true);
+
+    let mut lost = past.clone();
+    lost.records.remove(&past.steps["gpt2@cpu:ir"].0);
+    let lost = told(&blocks(), &lost, "gpt2@cpu:compile");
+    insta::assert_snapshot!([recipe, corpus, forced, lost].join("\n\n"), @r"
+    `gpt2@cpu:benchmark`: may be stale
+      reads `object`, `kernel` of `gpt2@cpu:compile`
+        reads `stages` of `gpt2@cpu:ir`
+          kforge itself changed (`recipe`)
+
+    `gpt2@cpu:report`: may be stale
+      reads `audit` of `gpt2@cpu:verify`
+        `corpus` changed: 1 added
+
+    `gpt2@cpu:compile`: may be stale
+      reads `stages` of `gpt2@cpu:ir`
+        forced
+
+    `gpt2@cpu:compile`: may be stale
+      reads `stages` of `gpt2@cpu:ir`
+        never built
     ");
 }
 
