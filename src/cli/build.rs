@@ -2,6 +2,7 @@
 
 use super::{
     error::{Error, Outcome},
+    gc,
     print::{self, CYAN, GREEN, RED, YELLOW},
     progress::Progress,
     project::{self, Opened, Selection},
@@ -71,6 +72,9 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
     let options = Request { goals: &opened.goals(), force, keep_going: args.keep_going, jobs: args.jobs };
     let progress = Progress::new(args.explain);
     let built = build(&opened, &options, &progress)?;
+    if built.ran() > 0 {
+        gc::after_build(directory, &opened);
+    }
     conclude(&opened, &built, &args)
 }
 

@@ -7,6 +7,7 @@
 pub mod cas;
 mod clean;
 mod disk;
+pub mod gc;
 pub mod key;
 pub mod lock;
 pub mod out;

@@ -3,6 +3,7 @@
 mod blobs;
 pub(super) mod disk;
 mod folder;
+mod gc;
 mod records;
 
 use super::{
