@@ -19,7 +19,7 @@ use crate::{
         graph::{Decision, Outputs, Step, StepId, StepKind, output},
         report::{BlockReport, terminal},
     },
-    protocol::blob,
+    protocol::{FailureKind, blob},
     store::{Store, cas::BlobError, out::OutError},
 };
 use serde_json::{Value, json};
@@ -201,7 +201,10 @@ fn outcome(built: &Built) -> Outcome {
     if built.interrupted {
         Outcome::Interrupted
     } else if built.failed() > 0 {
-        Outcome::StepFailed
+        // A step that could not read or write is no judgement on what it was to make.
+        let is_io =
+            |it: &StepResult| matches!(it, StepResult::Failed { failure, .. } if failure.kind == FailureKind::Io);
+        if count(built, is_io) == built.failed() { Outcome::Environment } else { Outcome::StepFailed }
     } else {
         Outcome::Done
     }

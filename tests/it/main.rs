@@ -9,6 +9,8 @@ mod commands;
 #[cfg(feature = "worker")]
 mod faults;
 #[cfg(feature = "worker")]
+mod full_disk;
+#[cfg(feature = "worker")]
 mod gc;
 #[cfg(feature = "worker")]
 mod mutate;
