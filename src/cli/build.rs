@@ -2,9 +2,11 @@
 
 use super::{
     error::{Error, Outcome},
+    gc,
     listeners::{Files, Listeners},
-    print::{self, CYAN, GREEN, RED, YELLOW},
+    print::{self, CYAN, GREEN, YELLOW},
     project::{self, Opened, Selection},
+    result,
 };
 use crate::{
     build::{
@@ -13,27 +15,23 @@ use crate::{
             control::Control,
             interrupt,
             lease::{self, Patience},
-            observe::{Counts, Event, Observer, Wait},
+            observe::{Event, Observer, Wait},
             out,
             run::{self, Built, Options, StepResult},
             worker::{Leash, Toolchain},
         },
         graph::{
-            Decision, History, Outputs, Step, StepId, StepKind,
+            Decision, Outputs, Step, StepId,
             causes::{self, Cause},
             output,
         },
-        report::{
-            BlockReport,
-            terminal::{self, Line, State},
-        },
+        report::terminal::{Line, State},
         uptodate::{self, Summary},
     },
     host::CpuFacts,
-    protocol::blob,
     store::{cas::BlobError, out::OutError},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use std::{
     io,
     path::Path,
@@ -129,8 +127,11 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
             build(&opened, &Request { goals: &goals, force, how: &args.how }, &listeners.all())
         }
     };
+    if built.as_ref().is_ok_and(|it| it.counts().ran > 0) {
+        gc::after_build(directory, &opened);
+    }
     let told = listeners.finish();
-    both(built.and_then(|built| conclude(&opened, &built, &causes, &args)), told)
+    both(built.and_then(|built| result::conclude(&opened, &built, &causes, args.json)), told)
 }
 
 /// How a build ended whose files may be incomplete. What is wrong with the build matters more than what is wrong with them.
@@ -164,7 +165,7 @@ pub fn bring_up_to_date(opened: &Opened, step: StepId) -> Result<Wanted, Error> 
     let built = build(opened, &request, &Listeners::quiet().all())?;
     Ok(match &built.outputs[step.index()] {
         Some(_) => Wanted::Built(gathered(opened, step, |it| built.outputs[it.index()].as_ref())),
-        None => Wanted::Not(outcome(&built)),
+        None => Wanted::Not(result::outcome(&built)),
     })
 }
 
@@ -269,7 +270,7 @@ pub fn nothing_to_do(opened: &Opened, decisions: &[Decision], goals: &[StepId]) 
 
 /// Keeps what a build with nothing to do says, so that the next one need not find out again.
 fn remember(opened: &Opened, built: &Built, selection: &str) {
-    let (lines, more) = lines(opened, built);
+    let (lines, more) = result::lines(opened, built);
     let lines = lines.into_iter().map(|it| it.cells).collect();
     let summary = Summary { steps: opened.graph.len(), lines, more };
     let folders = out::folders(opened.graph.steps(), |id| built.outputs[id.index()].as_ref());
@@ -280,14 +281,14 @@ fn remember(opened: &Opened, built: &Built, selection: &str) {
     let _ = uptodate::remember(&opened.store, from, selection, &opened.cpu, &folders, &summary);
 }
 
-/// What [`conclude`] and [`foresee`] say where there is nothing to do.
+/// What [`result::conclude`] and [`foresee`] say where there is nothing to do.
 fn say_again(summary: &Summary, args: &Args) -> Result<Outcome, Error> {
     let steps = summary.steps;
     let text = if args.dry_run || args.locked {
         nothing_stale(0, steps)
     } else {
         let lines = summary.lines.iter().map(|it| Line { state: State::UpToDate, cells: it.clone() }).collect();
-        table(lines, summary.more) + &done(GREEN, "done", &format!("0 steps run, {steps} up to date"))
+        result::table(lines, summary.more) + &result::done(GREEN, "done", &format!("0 steps run, {steps} up to date"))
     };
     print::out(&text)?;
     Ok(Outcome::Done)
@@ -327,186 +328,6 @@ fn foresee(opened: &Opened, decisions: &[Decision], causes: &[Cause], args: &Arg
         print::out(&(text + &nothing_stale(stale, decisions.len() - stale)))?;
     }
     Ok(if args.locked && stale > 0 { Outcome::Stale } else { Outcome::Done })
-}
-
-fn outcome(built: &Built) -> Outcome {
-    if built.interrupted {
-        Outcome::Interrupted
-    } else if built.failed() > 0 {
-        Outcome::StepFailed
-    } else {
-        Outcome::Done
-    }
-}
-
-/// Prints what was built.
-fn conclude(opened: &Opened, built: &Built, causes: &[Cause], args: &Args) -> Result<Outcome, Error> {
-    if args.json {
-        print::json(&to_json(opened, built, causes))?;
-    } else {
-        let (lines, more) = lines(opened, built);
-        print::out(&(table(lines, more) + &summary(built)))?;
-    }
-    Ok(outcome(built))
-}
-
-/// What a build changed: the blocks that something happened to, their figures against the last ones, and the counts.
-pub fn news(opened: &Opened, built: &Built) -> String {
-    let rows = rows(opened);
-    let mut lines = Vec::new();
-    let mut changes = String::new();
-    for (block, steps) in opened.blocks.iter().zip(&rows) {
-        let Some(state) = state(opened, built, steps).filter(|it| *it != State::UpToDate) else { continue };
-        let report = report(opened, built, steps);
-        if let Some(change) = report.as_ref().and_then(|it| change(opened, steps, it)) {
-            changes += &format!("{}@{}: {change}\n", block.name, block.target);
-        }
-        lines.push(Line::new(&block.name, &block.target, state, report.as_ref()));
-    }
-    table(lines, 0) + &changes + &summary(built)
-}
-
-/// The block's time against that of the report that this one replaced.
-fn change(opened: &Opened, steps: &[StepId], report: &BlockReport) -> Option<String> {
-    let step = steps.iter().find(|it| opened.graph.step(**it).kind == StepKind::Report)?;
-    let before = opened.store.before(opened.graph.step(*step).identity())?;
-    let before: BlockReport =
-        serde_json::from_slice(&opened.store.cas.get(before.outputs.get(blob::REPORT)?).ok()?).ok()?;
-    let (was, is) = (before.measured.timing.median_ns, report.measured.timing.median_ns);
-    let percent = (is / was - 1.0) * 100.0;
-    Some(format!("{}, was {} ({percent:+.1}%)", terminal::duration(is), terminal::duration(was)))
-}
-
-/// The report that one of these steps made, if there is one.
-fn report(opened: &Opened, built: &Built, steps: &[StepId]) -> Option<BlockReport> {
-    let step = steps.iter().find(|it| opened.graph.step(**it).kind == StepKind::Report)?;
-    let digest = built.outputs[step.index()].as_ref()?.get(blob::REPORT)?;
-    serde_json::from_slice(&opened.store.cas.get(digest).ok()?).ok()
-}
-
-/// The steps of each block.
-fn rows(opened: &Opened) -> Vec<Vec<StepId>> {
-    let mut rows = vec![Vec::new(); opened.blocks.len()];
-    for step in opened.graph.steps() {
-        if let Some(row) = step.subject.and_then(|it| rows.get_mut(it)) {
-            row.push(step.id);
-        }
-    }
-    rows
-}
-
-/// Blocks that are up to date are shown until there are so many lines.
-const SHOWN: usize = 50;
-
-/// The lines of the table: all blocks that something happened to, and of the others the first; and how many more there are.
-fn lines(opened: &Opened, built: &Built) -> (Vec<Line>, usize) {
-    let rows = rows(opened);
-    let states: Vec<_> = rows.iter().map(|it| state(opened, built, it)).collect();
-    let news = states.iter().filter(|it| !matches!(it, None | Some(State::UpToDate))).count();
-    let (mut room, mut more) = (SHOWN.saturating_sub(news), 0);
-    let mut lines = Vec::new();
-    for ((block, steps), state) in opened.blocks.iter().zip(&rows).zip(states) {
-        let Some(state) = state else { continue };
-        if state == State::UpToDate {
-            if room == 0 {
-                more += 1;
-                continue;
-            }
-            room -= 1;
-        }
-        lines.push(Line::new(&block.name, &block.target, state, report(opened, built, steps).as_ref()));
-    }
-    (lines, more)
-}
-
-fn table(lines: Vec<Line>, more: usize) -> String {
-    if lines.is_empty() {
-        return String::new();
-    }
-    let color = print::colored(&io::stdout());
-    let width = if color { print::width() } else { 160 };
-    let rest =
-        if more > 0 { format!("and {more} more, up to date: `kforge report` shows them\n") } else { String::new() };
-    terminal::table(&lines, width, color) + &rest
-}
-
-/// What became of a block with these steps; `None` where the build ended before it was finished.
-fn state(opened: &Opened, built: &Built, steps: &[StepId]) -> Option<State> {
-    let mut state = State::UpToDate;
-    for step in steps.iter().map(|it| opened.graph.step(*it)) {
-        match &built.results[step.id.index()] {
-            StepResult::UpToDate => {}
-            StepResult::Ran { failures, .. } if !failures.is_empty() => {
-                state = State::Flaky(step.kind.name().to_owned());
-            }
-            StepResult::Ran { .. } if state == State::UpToDate => state = State::Built,
-            StepResult::Ran { .. } => {}
-            StepResult::Failed { .. } => return Some(State::Failed(step.kind.name().to_owned())),
-            StepResult::Skipped { because } => {
-                return Some(State::Failed(opened.graph.step(*because).kind.name().to_owned()));
-            }
-            StepResult::NotReached => return None,
-        }
-    }
-    Some(state)
-}
-
-pub fn summary(built: &Built) -> String {
-    let Counts { ran, flaky, up_to_date, failed, skipped, not_reached } = built.counts();
-    let mut text = format!("{ran} steps run, {up_to_date} up to date");
-    for (number, word) in [(flaky, "flaky"), (failed, "failed"), (skipped, "skipped"), (not_reached, "not reached")] {
-        if number > 0 {
-            text += &format!(", {number} {word}");
-        }
-    }
-    let (style, word) = match outcome(built) {
-        Outcome::Done => (GREEN, "done"),
-        Outcome::Interrupted => (YELLOW, "interrupted"),
-        _ => (RED, "failed"),
-    };
-    done(style, word, &text)
-}
-
-/// The last line of a build.
-fn done(style: anstyle::Style, word: &str, text: &str) -> String {
-    format!("{}: {text}\n", print::paint(print::colored(&io::stdout()), style, word))
-}
-
-fn to_json(opened: &Opened, built: &Built, causes: &[Cause]) -> Value {
-    let step = |(step, result): (&Step, &StepResult)| {
-        let mut value = match result {
-            StepResult::NotReached => json!({ "result": "not-reached" }),
-            StepResult::UpToDate => json!({ "result": "up-to-date" }),
-            StepResult::Ran { reason, wall, unchanged, failures } => json!({
-                "result": if failures.is_empty() { "ran" } else { "flaky" }, "failures": failures, "reason": reason, "text": reason.to_string(), "wall-ms": wall.as_secs_f64() * 1e3,
-                "unchanged": unchanged,
-            }),
-            StepResult::Failed { reason, failure } => {
-                json!({ "result": "failed", "reason": reason, "failure": failure })
-            }
-            StepResult::Skipped { because } => {
-                json!({ "result": "skipped", "because": opened.graph.step(*because).identity() })
-            }
-        };
-        value["step"] = json!(step.identity());
-        value
-    };
-    let steps: Vec<_> = opened.graph.steps().iter().zip(&built.results).map(step).collect();
-    let Counts { ran, flaky, up_to_date, failed, skipped, not_reached } = built.counts();
-    json!({
-        "version": 1,
-        "project": opened.project.name,
-        "exit-code": outcome(built) as u8,
-        "run": ran,
-        "up-to-date": up_to_date,
-        "flaky": flaky,
-        "failed": failed,
-        "skipped": skipped,
-        "not-reached": not_reached,
-        "causes": causes,
-        "steps": steps,
-        "reports": rows(opened).iter().filter_map(|it| report(opened, built, it)).collect::<Vec<_>>(),
-    })
 }
 
 #[cfg(test)]

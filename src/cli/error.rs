@@ -144,7 +144,7 @@ impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         let code = match failure.kind {
             FailureKind::BadInput => Outcome::Input,
-            FailureKind::DeviceUnavailable => Outcome::Environment,
+            FailureKind::DeviceUnavailable | FailureKind::Io => Outcome::Environment,
             FailureKind::Cancelled => return Self::interrupted(),
             _ => Outcome::StepFailed,
         };

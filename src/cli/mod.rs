@@ -8,6 +8,7 @@ mod cache;
 mod clean;
 mod doctor;
 mod error;
+mod gc;
 mod graph;
 mod init;
 mod ir;
@@ -18,6 +19,7 @@ mod print;
 mod progress;
 mod project;
 mod report;
+mod result;
 mod run;
 mod schema;
 mod verify;
@@ -75,6 +77,8 @@ enum Command {
     /// Look at `.kforge-cache`: how much there is, whether it is sound, which plans are kept
     #[command(subcommand)]
     Cache(cache::Command),
+    /// Remove from `.kforge-cache` what nothing needs, the least recently used first
+    Gc(gc::Args),
     /// Remove what was built
     Clean(clean::Args),
     /// Start a project with one small block
@@ -119,6 +123,7 @@ fn dispatch(cli: Cli) -> Result<Outcome, error::Error> {
         Command::Bench(command) => bench::main(command),
         Command::Doctor(args) => doctor::main(args),
         Command::Cache(command) => cache::main(&directory, command),
+        Command::Gc(args) => gc::main(&directory, args),
         Command::Clean(args) => clean::main(&directory, args),
         Command::Init(args) => init::main(&directory, args),
         Command::Schema => schema::main(),

@@ -3,9 +3,11 @@
 use super::{
     build::{self, How, Request},
     error::{Error, Outcome},
+    gc,
     print::{self, CYAN, RED, YELLOW},
     progress::Progress,
     project::{self, Opened, Selection},
+    result,
 };
 use crate::{
     build::{
@@ -185,7 +187,7 @@ impl Session<'_> {
 
     fn start(&mut self, opened: Opened, decisions: &[Decision]) -> Result<(), Error> {
         if let Some(built) = build::nothing_to_do(&opened, decisions, &opened.goals())? {
-            return Ok(print::out(&build::summary(&built))?);
+            return Ok(print::out(&result::summary(&built))?);
         }
         let (opened, leash) = (Arc::new(opened), Arc::new(Leash::default()));
         let (control, progress) = (Arc::new(Control::default()), Arc::new(Progress::new(false)));
@@ -206,9 +208,12 @@ impl Session<'_> {
     /// The running build is over.
     fn built(&mut self, result: Result<Built, Error>) {
         let Some(running) = self.running.take() else { return };
+        if result.as_ref().is_ok_and(|it| it.counts().ran > 0) {
+            gc::after_build(&self.root, &running.opened);
+        }
         let told = match result {
             Ok(built) if built.superseded => Ok(()),
-            Ok(built) => print::out(&build::news(&running.opened, &built)),
+            Ok(built) => print::out(&result::news(&running.opened, &built)),
             Err(error) => {
                 error.print();
                 Ok(())

@@ -59,6 +59,8 @@ pub enum ProblemKind {
     WrongType { key: String, expected: &'static str, found: &'static str },
     #[error("`{key}` must be {range}, not {value}")]
     OutOfRange { key: String, value: String, range: String },
+    #[error("`{key}` must be a number of bytes with a unit, not `{value}`")]
+    NotASize { key: String, value: String },
     #[error("`{key}` is an empty list")]
     EmptyList { key: String, needs: &'static str },
     #[error("`{key}` has {values} values; a list has at most {MAX_LIST}")]
@@ -112,6 +114,7 @@ impl ProblemKind {
             K::Missing { .. } => "manifest::missing-key",
             K::WrongType { .. } => "manifest::wrong-type",
             K::OutOfRange { .. } => "manifest::out-of-range",
+            K::NotASize { .. } => "manifest::not-a-size",
             K::EmptyList { .. } => "manifest::empty-list",
             K::LongList { .. } => "manifest::long-list",
             K::Repeated { .. } => "manifest::repeated-value",
@@ -136,6 +139,7 @@ impl ProblemKind {
             K::Missing { .. } => "this table".to_owned(),
             K::WrongType { found, .. } => found.to_string(),
             K::OutOfRange { .. } | K::LongList { .. } => "out of range".to_owned(),
+            K::NotASize { .. } => "not a size".to_owned(),
             K::EmptyList { .. } => "empty".to_owned(),
             K::NotOneOf { .. } => "unknown name".to_owned(),
             K::NotYet { .. } => "not available".to_owned(),
@@ -185,6 +189,7 @@ impl ProblemKind {
             K::Missing { .. } => format!("add {}", self.missing_lines()?),
             K::WrongType { .. } => return None,
             K::OutOfRange { .. } | K::LongList { .. } => return None,
+            K::NotASize { .. } => "sizes are written like `500 MB` or `20 GiB`".to_owned(),
             K::EmptyList { needs, .. } => needs.to_string(),
             K::NotOneOf { value, known, declared_by, .. } => {
                 let known: Vec<_> = known.iter().map(String::as_str).collect();

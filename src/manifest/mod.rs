@@ -51,6 +51,7 @@ pub struct Project {
     pub default_targets: Vec<String>,
     pub pipelines: BTreeMap<String, Vec<Pass>>,
     pub tunings: BTreeMap<String, Tuning>,
+    pub cache: Cache,
     /// The regression corpus, relative to `root`; the file need not exist.
     pub corpus: Option<PathBuf>,
     /// What it has.
@@ -77,6 +78,14 @@ pub struct BlockInstance {
     pub tuning: String,
     /// Where each key that was given is written; the table itself under "".
     pub origins: BTreeMap<String, Origin>,
+}
+
+/// How the project keeps what was built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Cache {
+    /// Bytes.
+    pub max_size: Option<u64>,
 }
 
 /// What a block is built for.

@@ -1,7 +1,7 @@
 //! Puts the tables of all files together: what is declared, what refers to what, and the instances that come of it.
 
 use super::{
-    Backend, BlockInstance, DEFAULT, DEFAULT_TARGET, Project, ProjectErrors, Strategy, Target, Tuning,
+    Backend, BlockInstance, Cache, DEFAULT, DEFAULT_TARGET, Project, ProjectErrors, Strategy, Target, Tuning,
     block::Declared,
     corpus,
     error::{At, Problem, ProblemKind, SourceFile, shown},
@@ -36,6 +36,7 @@ pub struct Resolver {
     pipelines: BTreeMap<String, Vec<Pass>>,
     tunings: BTreeMap<String, Tuning>,
     project: Fields,
+    cache: Fields,
     blocks: Vec<Declared>,
     corpus: Option<PathBuf>,
     cases: Vec<Case>,
@@ -43,7 +44,7 @@ pub struct Resolver {
     unclear: bool,
 }
 
-const PROJECT_TABLES: [&str; 4] = ["project", "target", "pipeline", "tuning"];
+const PROJECT_TABLES: [&str; 5] = ["project", "target", "pipeline", "tuning", "cache"];
 
 impl Resolver {
     /// Takes in the project file; returns the patterns of the workload files.
@@ -75,13 +76,14 @@ impl Resolver {
                     table::read(file, &Place::Tuning(name.clone()), at, table, problems);
                     self.tunings.insert(name.clone(), Tuning { name, strategy: Strategy::Heuristic });
                 }),
+                "cache" => self.cache = table::read(file, &Place::Cache, key.span(), table, problems),
                 "block" => self.blocks(file, table, problems),
                 other => problems.push(unknown_table(
                     file,
                     key,
                     other,
                     "`kernelforge.toml`",
-                    &["project", "target", "pipeline", "tuning", "block"],
+                    &["project", "target", "pipeline", "tuning", "cache", "block"],
                 )),
             }
         }
@@ -153,8 +155,9 @@ impl Resolver {
         if !problems.is_empty() {
             return Err(ProjectErrors::new(problems));
         }
+        let cache = Cache { max_size: self.cache.bytes("max-size") };
         let Self { name, targets, pipelines, tunings, corpus, cases, .. } = self;
-        Ok(Project { root, name, files, targets, default_targets, pipelines, tunings, corpus, cases, blocks })
+        Ok(Project { root, name, files, targets, default_targets, pipelines, tunings, cache, corpus, cases, blocks })
     }
 
     fn add_defaults(&mut self) {

@@ -14,6 +14,8 @@ pub const MAX_THREADS: usize = 1024;
 /// Names become file names (`out/<block>@<target>`).
 pub const MAX_NAME: usize = 80;
 const NAME_PATTERN: &str = "^[a-z0-9][a-z0-9-]*$";
+/// Of the sizes that `bytesize` reads.
+const BYTES_PATTERN: &str = "^[0-9]+(\\.[0-9]+)? *([kKmMgGtTpPeE][iI]?)?[bB]?$";
 
 /// What a block computes: the manifest's `kind`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +94,8 @@ pub enum Accepts {
     Patterns,
     /// A file of the project.
     File,
+    /// A number of bytes with a unit, in a string: `"20 GiB"`.
+    Bytes,
 }
 
 impl Accepts {
@@ -143,6 +147,7 @@ impl Accepts {
             Self::Passes => json!({ "type": "array", "items": { "enum": PASSES } }),
             Self::Patterns => json!({ "type": "array", "items": { "type": "string" } }),
             Self::File => json!({ "type": "string" }),
+            Self::Bytes => json!({ "type": "string", "pattern": BYTES_PATTERN }),
         }
     }
 }
@@ -228,6 +233,15 @@ const TUNING: &[(bool, Key)] = &[(
         name: "strategy",
         accepts: Accepts::Choice { names: &["heuristic"], later: &["grid", "random", "evolutionary", "llm"] },
         doc: "How a plan is found. `heuristic` computes it from the caches and vector registers and measures nothing.",
+    },
+)];
+
+const CACHE: &[(bool, Key)] = &[(
+    false,
+    Key {
+        name: "max-size",
+        accepts: Accepts::Bytes,
+        doc: "What `.kforge-cache` may grow to, e.g. `20 GiB`: after a build the least recently used goes, but nothing that the manifests need. Default: no limit.",
     },
 )];
 
@@ -432,6 +446,7 @@ pub enum Place {
     Target(String),
     Pipeline(String),
     Tuning(String),
+    Cache,
     /// Without a kind where the manifest gives none that exists: then any block's keys are taken.
     Block(String, Option<Kind>),
 }
@@ -443,6 +458,7 @@ impl fmt::Display for Place {
             Self::Target(name) => write!(f, "[target.{name}]"),
             Self::Pipeline(name) => write!(f, "[pipeline.{name}]"),
             Self::Tuning(name) => write!(f, "[tuning.{name}]"),
+            Self::Cache => f.write_str("[cache]"),
             Self::Block(name, _) => write!(f, "[block.{name}]"),
         }
     }
@@ -457,6 +473,7 @@ impl Place {
             Self::Target(_) => fixed(TARGET),
             Self::Pipeline(_) => fixed(PIPELINE),
             Self::Tuning(_) => fixed(TUNING),
+            Self::Cache => fixed(CACHE),
             Self::Block(_, Some(kind)) => keys_of(*kind),
             Self::Block(_, None) => BLOCK.iter().map(|it| (it.key.name == "kind", &it.key)).collect(),
         }
@@ -496,6 +513,7 @@ pub fn schema() -> Value {
             "target": named("What blocks are built for.", fixed(Place::Target(String::new()))),
             "pipeline": named("Passes over the IR.", fixed(Place::Pipeline(String::new()))),
             "tuning": named("How plans are found.", fixed(Place::Tuning(String::new()))),
+            "cache": fixed(Place::Cache),
             "block": named("What is built.", block_schema()),
         },
     })

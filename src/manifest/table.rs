@@ -5,6 +5,7 @@ use super::{
     error::{At, Problem, ProblemKind, SourceFile, shown},
     schema::{Accepts, Key, MAX_LIST, MAX_NAME, MAX_SIZE, MAX_THREADS, PASSES, Place},
 };
+use bytesize::ByteSize;
 use std::{collections::BTreeMap, fmt, ops::Range, sync::Arc};
 use toml::{
     Spanned,
@@ -17,6 +18,7 @@ pub enum Item {
     Number(f64),
     Flag(bool),
     Text(String),
+    Bytes(u64),
 }
 
 impl fmt::Display for Item {
@@ -26,6 +28,7 @@ impl fmt::Display for Item {
             Self::Number(it) => it.fmt(f),
             Self::Flag(it) => it.fmt(f),
             Self::Text(it) => write!(f, "`{}`", shown(it)),
+            Self::Bytes(it) => it.fmt(f),
         }
     }
 }
@@ -80,6 +83,13 @@ impl Fields {
     pub fn text(&self, key: &str) -> Option<&str> {
         match self.item(key)? {
             Item::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    pub fn bytes(&self, key: &str) -> Option<u64> {
+        match self.item(key)? {
+            Item::Bytes(bytes) => Some(*bytes),
             _ => None,
         }
     }
@@ -235,6 +245,13 @@ impl Reader<'_> {
             (Accepts::References | Accepts::Patterns | Accepts::File, DeValue::String(it)) => {
                 Item::Text(it.to_string())
             }
+            (Accepts::Bytes, DeValue::String(it)) => match it.parse::<ByteSize>() {
+                Ok(size) => Item::Bytes(size.as_u64()),
+                Err(_) => {
+                    self.report(ProblemKind::NotASize { key: self.key.name.to_owned(), value: shown(it) }, span);
+                    return None;
+                }
+            },
             _ => {
                 self.wrong_type(expected, value);
                 return None;

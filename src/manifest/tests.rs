@@ -77,6 +77,7 @@ messages! {
     not_a_number_is_out_of_range => message_for(&transformer("rope-theta = nan\n"));
     no_threads_are_out_of_range => message_for_project("[project]\nname = \"demo\"\n[target.cpu]\nbackend = \"cpu\"\nthreads = 0\n");
     tensors_beyond_the_limit_are_refused => message_for(&transformer("d-model = 1048576\nd-ff = 1048576\n"));
+    a_size_without_a_number_is_not_a_size => message_for_project("[project]\nname = \"demo\"\n[cache]\nmax-size = \"lots\"\n");
     an_empty_list_makes_no_instance => message_for(&transformer("seq = []\n"));
     a_list_beyond_the_limit_is_refused => message_for(&transformer(&format!("seq = [{}]\n", (1..=65).map(|it| it.to_string()).collect::<Vec<_>>().join(","))));
     a_value_twice_in_a_list_is_shown_twice => message_for(&transformer("seq = [8, 16, 0x8]\n"));
@@ -264,6 +265,18 @@ fn comments_and_formatting_change_nothing_but_origins() {
         blocks.into_iter().map(|it| BlockInstance { origins: BTreeMap::new(), ..it }).collect::<Vec<_>>()
     };
     assert_eq!(blocks(&plain), blocks(&other));
+}
+
+#[test]
+fn the_cache_may_have_a_limit() {
+    let limit = |cache: &str| {
+        let text = format!("[project]\nname = \"demo\"\n{cache}\n[block.good]\n{MATMUL}");
+        load(project(&[(PROJECT_FILE, &text)]).path()).unwrap().cache.max_size
+    };
+    assert_eq!(limit(""), None);
+    for (text, bytes) in [("20 GiB", 20 << 30), ("500 MB", 500_000_000), ("1.5kb", 1500), ("0B", 0), ("4096", 4096)] {
+        assert_eq!(limit(&format!("[cache]\nmax-size = \"{text}\"")), Some(bytes), "{text}");
+    }
 }
 
 #[test]

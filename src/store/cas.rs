@@ -6,7 +6,7 @@
 //! and still sees a blob that was edited or cut short. Rejected: keeping size and time of each blob in the records, which must
 //! then be written again whenever a cache folder is copied.
 
-use super::{FOLDER, StoreError, TEMPORARY, disk};
+use super::{FOLDER, StoreError, TEMPORARY, disk, lock::unix_now};
 use crate::digest::Digest;
 use std::{
     fs::{self, File},
@@ -83,11 +83,14 @@ impl Cas {
         self.path(digest).exists()
     }
 
-    /// Stores `bytes`. A blob that is already there is left alone, whoever wrote it.
+    /// Stores `bytes`. A blob that is already there is left alone, whoever wrote it, but counts as just changed: whoever collects
+    /// what no record names ([`super::gc`]) must know that one is about to.
     pub fn put(&self, bytes: &[u8]) -> Result<Digest, StoreError> {
         let digest = Digest::of(bytes);
         let path = self.path(&digest);
         if fs::symlink_metadata(&path).is_ok_and(|it| it.is_file() && it.len() == bytes.len() as u64 && sealed(&it)) {
+            // Best effort: what is collected too early is a miss.
+            seal(&path).unwrap_or(());
             return Ok(digest);
         }
         if let Some(folder) = path.parent() {
@@ -159,18 +162,23 @@ impl Cas {
 
     /// Removes what killed writers left in `tmp/`.
     pub(super) fn sweep(&self) -> Result<(), StoreError> {
-        let entries = fs::read_dir(&self.temporary).map_err(StoreError::io("list", &self.temporary))?;
-        let now = SystemTime::now();
-        for entry in entries.flatten() {
-            // The change time: the modification time is that of every blob once the file is sealed.
-            let changed =
-                entry.metadata().map(|it| SystemTime::UNIX_EPOCH + Duration::from_secs(it.ctime().max(0) as u64));
-            let age = changed.ok().and_then(|it| now.duration_since(it).ok());
-            if age.is_some_and(|it| it > ABANDONED) {
-                disk::remove_file(&entry.path()).unwrap_or(());
-            }
+        for (path, _) in self.abandoned()? {
+            disk::remove_file(&path).unwrap_or(());
         }
         Ok(())
+    }
+
+    /// The files that killed writers left in `tmp/`, with their sizes.
+    pub(super) fn abandoned(&self) -> Result<Vec<(PathBuf, u64)>, StoreError> {
+        let entries = fs::read_dir(&self.temporary).map_err(StoreError::io("list", &self.temporary))?;
+        let now = unix_now();
+        let abandoned = entries.flatten().filter_map(|entry| {
+            let metadata = entry.metadata().ok()?;
+            // The change time: the modification time is that of every blob once the file is sealed.
+            let age = now.checked_sub(metadata.ctime().try_into().ok()?)?;
+            (age > ABANDONED.as_secs()).then(|| (entry.path(), metadata.len()))
+        });
+        Ok(abandoned.collect())
     }
 }
 

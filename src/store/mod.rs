@@ -7,6 +7,7 @@
 pub mod cas;
 mod clean;
 mod disk;
+pub mod gc;
 pub mod key;
 pub mod lock;
 pub mod memo;
@@ -145,7 +146,8 @@ pub enum BuildLockError {
     Store(#[from] StoreError),
 }
 
-/// Refuses a folder of a newer layout. The file is advisory: missing or unreadable content is written anew.
+/// Refuses a folder of a newer layout. The file says its number twice, so that a flipped bit does not make a newer one. It is
+/// advisory: missing or unreadable content is written anew.
 fn check_layout(dir: &Path) -> Result<Option<Notice>, StoreError> {
     let path = dir.join("VERSION");
     let found = match fs::read(&path) {
@@ -153,12 +155,15 @@ fn check_layout(dir: &Path) -> Result<Option<Notice>, StoreError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(StoreError::io("read", path)(error)),
     };
-    match found.as_deref().map(str::parse::<u32>) {
-        Some(Ok(version)) if version > LAYOUT_VERSION => {
-            return Err(StoreError::NewerLayout { path: dir.to_owned(), found: version, known: LAYOUT_VERSION });
+    let mut numbers = found.iter().flat_map(|it| it.lines()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next(), numbers.next()) {
+        (Some(Ok(first)), Some(Ok(second)), None) if first == second && first > LAYOUT_VERSION => {
+            return Err(StoreError::NewerLayout { path: dir.to_owned(), found: first, known: LAYOUT_VERSION });
         }
-        Some(Ok(_)) => return Ok(None),
-        Some(Err(_)) | None => {}
+        (Some(Ok(first)), Some(Ok(second)), None) if first == second => return Ok(None),
+        // What versions before wrote, or what is left of the two lines.
+        (Some(Ok(only)), None, None) if only <= LAYOUT_VERSION => return Ok(None),
+        _ => {}
     }
     let temporary = dir.join(TEMPORARY);
     disk::create_folder(&temporary).map_err(StoreError::io("create the folder", &temporary))?;
@@ -169,7 +174,7 @@ fn check_layout(dir: &Path) -> Result<Option<Notice>, StoreError> {
             "CACHEDIR.TAG",
             "Signature: 8a477f597d28d172789f06886806bc55\n# Made by kforge; everything here can be rebuilt.\n",
         ),
-        ("VERSION", &format!("{LAYOUT_VERSION}\n")),
+        ("VERSION", &format!("{LAYOUT_VERSION}\n{LAYOUT_VERSION}\n")),
     ] {
         let path = dir.join(name);
         out::replace(&temporary, &path, content.as_bytes()).map_err(StoreError::io("write", path))?;

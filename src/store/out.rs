@@ -6,6 +6,7 @@
 use super::{
     FOLDER,
     cas::{BlobError, Cas},
+    clean::accept_absent,
     disk,
 };
 use crate::digest::Digest;
@@ -36,7 +37,7 @@ pub enum OutError {
 }
 
 /// Makes `folder` hold these blobs under these names. Files that an earlier call wrote and that are no longer wanted are
-/// removed; files of other origin stay. Returns how many files were written or removed.
+/// removed; files of other origin stay, and so does what somebody made of ours. Returns how many files were written or removed.
 pub fn materialise(cas: &Cas, folder: &Path, files: &[(&str, Digest)]) -> Result<usize, OutError> {
     if let Some((name, _)) = files.iter().find(|it| !is_plain(it.0)) {
         return Err(OutError::BadName { name: (*name).to_owned() });
@@ -63,8 +64,9 @@ pub fn materialise(cas: &Cas, folder: &Path, files: &[(&str, Digest)]) -> Result
         };
         writeln!(stamp, "{line}").unwrap_or(());
     }
-    for gone in old.lines().filter_map(|it| it.splitn(4, ' ').nth(3)) {
-        if is_plain(gone) && files.iter().all(|it| it.0 != gone) && disk::remove_file(&folder.join(gone)).is_ok() {
+    for (gone, _) in untouched(folder) {
+        let wanted = files.iter().any(|it| gone.ends_with(it.0));
+        if !wanted && disk::remove_file(&gone).is_ok() {
             changed += 1;
         }
     }
@@ -91,6 +93,34 @@ fn stamped_line(line: &str) -> Option<(Digest, &str)> {
     let mut parts = line.splitn(4, ' ');
     let digest = parts.next()?.parse().ok()?;
     Some((digest, parts.nth(2).filter(|it| is_plain(it))?))
+}
+
+/// The copies in `folder` that nobody touched since they were made, with their sizes.
+pub(super) fn untouched(folder: &Path) -> Vec<(PathBuf, u64)> {
+    let stamp = fs::read_to_string(folder.join(STAMP)).unwrap_or_default();
+    let untouched = stamp.lines().filter_map(|it| {
+        let (digest, name) = stamped_line(it)?;
+        let path = folder.join(name);
+        let state = state(&path)?;
+        (line(name, &digest, &state) == it).then_some((path, state.0))
+    });
+    untouched.collect()
+}
+
+/// Removes these copies and the stamp, and the folder if nothing else is in it. Without a stamp it is not ours.
+pub(super) fn remove(folder: &Path, copies: impl Iterator<Item = PathBuf>) -> io::Result<()> {
+    let stamp = folder.join(STAMP);
+    if !stamp.is_file() {
+        return Ok(());
+    }
+    for path in copies {
+        accept_absent(disk::remove_file(&path))?;
+    }
+    accept_absent(disk::remove_file(&stamp))?;
+    match disk::remove_folder(folder) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        removed => accept_absent(removed),
+    }
 }
 
 /// Lets the next [`materialise`] look at the content of these files, whatever the stamp says of them.

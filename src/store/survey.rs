@@ -79,11 +79,7 @@ impl Survey {
 impl Store {
     /// Looks at every file. What disappears meanwhile is not counted.
     pub fn survey(&self) -> Result<Survey, StoreError> {
-        let count = |folder: &str| -> Result<Count, StoreError> {
-            let mut count = Count::default();
-            files(&self.dir().join(folder), |_, metadata| count.add(metadata.len()))?;
-            Ok(count)
-        };
+        let count = |folder: &str| count(&self.dir().join(folder));
         let mut blobs = BTreeMap::new();
         files(&self.dir().join("cas"), |path, metadata| {
             // Anything else is not ours.
@@ -105,6 +101,13 @@ impl Store {
         let outputs = needs.records.iter().filter_map(|it| self.records.outputs(it));
         outputs.flat_map(Outputs::into_values).chain(needs.blobs.iter().copied()).collect()
     }
+}
+
+/// The files below `folder`, which need not exist.
+pub(super) fn count(folder: &Path) -> Result<Count, StoreError> {
+    let mut count = Count::default();
+    files(folder, |_, metadata| count.add(metadata.len()))?;
+    Ok(count)
 }
 
 /// Calls `each` for every file below `folder`, which need not exist.

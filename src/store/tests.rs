@@ -1,8 +1,11 @@
 //! The store under bad disks, several processes and sudden death. Child processes are this test binary itself.
 
 mod blobs;
+mod damage;
 pub(super) mod disk;
 mod folder;
+mod full;
+mod gc;
 mod records;
 
 use super::{

@@ -9,6 +9,10 @@ mod commands;
 #[cfg(feature = "worker")]
 mod faults;
 #[cfg(feature = "worker")]
+mod full_disk;
+#[cfg(feature = "worker")]
+mod gc;
+#[cfg(feature = "worker")]
 mod mutate;
 mod project;
 #[cfg(feature = "worker")]

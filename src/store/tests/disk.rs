@@ -6,7 +6,12 @@
 use super::{dir, record};
 use crate::{
     digest::Digest,
-    store::{FOLDER, Store, records::Record},
+    store::{
+        FOLDER, Store,
+        gc::{Bounds, Request},
+        records::Record,
+        survey::Needs,
+    },
 };
 use rustix::process::{Signal, getpid, kill_process};
 use std::{
@@ -22,6 +27,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread,
+    time::Duration,
 };
 use walkdir::WalkDir;
 
@@ -121,6 +127,20 @@ fn workload(root: &Path, rounds: u64, mut after: impl FnMut(usize) -> ControlFlo
         store.records.remove(&[(record(base + 4).key, u64::MAX)].into()).unwrap();
         finished()?;
         store.materialise(&format!("other{round}@cpu"), &[("plan", blob(three))]).unwrap();
+        finished()?;
+        store.records.put(&other, &made(base + 5, &[three])).unwrap();
+        finished()?;
+        let needs = Needs {
+            records: (0..=round).flat_map(|it| [10 * it + 1, 10 * it + 2]).map(|it| record(it).key).collect(),
+            folders: (0..=round).map(|it| format!("block{it}@cpu")).collect(),
+            ..Needs::default()
+        };
+        let bounds = Bounds { max_bytes: Some(0), used_since: None };
+        store.collect(&Request { needs: &needs, bounds, grace: Duration::ZERO, dry_run: false }).unwrap();
+        finished()?;
+        store.cas.put(&content(three)).unwrap();
+        finished()?;
+        store.records.put(&other, &third).unwrap();
         finished()?;
         store.forget(&format!("other{round}@cpu"), &[&other], &[&ir, &plan]).unwrap();
         finished()?;

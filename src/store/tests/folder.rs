@@ -125,7 +125,7 @@ fn out_names_a_blob_that_is_gone() {
 fn a_newer_layout_is_refused_with_what_to_do() {
     let dir = dir();
     drop(Store::open(dir.path()).unwrap());
-    fs::write(dir.path().join(FOLDER).join("VERSION"), "2\n").unwrap();
+    fs::write(dir.path().join(FOLDER).join("VERSION"), "2\n2\n").unwrap();
     let error = Store::open(dir.path()).unwrap_err();
     assert!(matches!(error, StoreError::NewerLayout { found: 2, known: LAYOUT_VERSION, .. }));
     insta::assert_snapshot!(error.to_string().replace(&dir.path().display().to_string(), "DIR"), @"`DIR/.kforge-cache` has store layout 2, but this kforge knows layouts up to 1; use the newer kforge that wrote it, or remove the folder: it holds nothing that cannot be rebuilt");
@@ -139,7 +139,7 @@ fn an_unreadable_version_is_written_anew() {
     fs::write(&path, b"\xff\xff").unwrap();
     let (_, notices) = Store::open(dir.path()).unwrap();
     assert!(matches!(&notices[..], [Notice::VersionRewritten { .. }]), "{notices:?}");
-    assert_eq!(fs::read_to_string(path).unwrap(), "1\n");
+    assert_eq!(fs::read_to_string(path).unwrap(), "1\n1\n");
     assert_eq!(Store::open(dir.path()).unwrap().1, []);
 }
 
