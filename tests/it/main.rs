@@ -10,6 +10,7 @@ mod commands;
 mod faults;
 #[cfg(feature = "worker")]
 mod full_disk;
+mod fuzz;
 #[cfg(feature = "worker")]
 mod gc;
 #[cfg(feature = "worker")]
