@@ -13,4 +13,6 @@ pub mod observe;
 pub mod out;
 pub mod queue;
 pub mod run;
+#[cfg(test)]
+mod tests;
 pub mod worker;

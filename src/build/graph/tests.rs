@@ -1,7 +1,7 @@
 //! The graph against a naive model, and everything that people read of it as snapshots.
 
 mod keys;
-mod model;
+pub mod model;
 mod text;
 
 use super::{BlockTarget, Built, Graph, History, Outputs, Recorded, Rules, StepId, plan_build};
