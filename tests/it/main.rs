@@ -13,6 +13,8 @@ mod project;
 mod report;
 mod structure;
 #[cfg(feature = "worker")]
+mod together;
+#[cfg(feature = "worker")]
 mod uptodate;
 #[cfg(feature = "worker")]
 mod verify;
