@@ -14,3 +14,5 @@ pub mod manifest;
 pub mod plan;
 pub mod protocol;
 pub mod store;
+#[cfg(test)]
+mod testing;

@@ -3,7 +3,11 @@
 use kernelforge::{
     digest::Digest,
     manifest::{self, PROJECT_FILE},
-    store::{FOLDER, Store, StoreError, lock::Lock, out},
+    store::{
+        FOLDER, Store, StoreError,
+        lock::{Lock, Sharing},
+        out,
+    },
 };
 use std::{fs, io, path::Path};
 
@@ -73,7 +77,10 @@ pub fn store(input: &[u8]) {
         assert_eq!(Digest::of(&bytes), blob, "wrong content was read");
     }
     let _ = out::stamped(&store.out("a@cpu"));
-    assert!(Lock::try_acquire(&store.build_lock_path()).is_ok_and(|it| it.is_ok()), "a free lock was not taken");
+    assert!(
+        Lock::try_acquire(&store.build_lock_path(), Sharing::Alone).is_ok_and(|it| it.is_ok()),
+        "a free lock was not taken"
+    );
 
     assert_eq!(store.cas.put(b"content").ok(), Some(blob));
     assert!(store.materialise("a@cpu", &[("file", blob)]).is_ok());

@@ -154,6 +154,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #![proptest_config(crate::testing::cases(256))]
         #[test]
         fn extending_is_setting_each_part(
             own in proptest::collection::vec(("[a-d]{0,2}", "[0-9]"), 0..9), other in proptest::collection::vec(("[a-d]{0,2}", "[a-z]"), 0..9),

@@ -17,7 +17,7 @@ use std::{
 };
 
 /// How often a waiting process tries again: short beside any build, long beside the try itself (a few microseconds).
-const POLL: Duration = Duration::from_millis(20);
+const POLL: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 20 }); // tests wait for each other often
 
 /// Who has a lock, as far as the lock file tells.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+const MEMO: &str = "memo";
+
 /// Length of the digest that every memo begins with.
 const CHECKSUM: usize = 32;
 
@@ -19,6 +21,14 @@ pub fn recall(root: &Path, name: &str) -> Option<Vec<u8>> {
 }
 
 impl Store {
+    /// Forgets everything: what it rests on turned out to be other than it looks.
+    pub fn forget_all(&self) -> io::Result<()> {
+        match disk::remove_all(&self.dir.join(MEMO)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
     /// Remembers `content` under this plain file name.
     pub fn remember(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let path = path(&self.dir, name);
@@ -30,7 +40,7 @@ impl Store {
 }
 
 fn path(dir: &Path, name: &str) -> PathBuf {
-    dir.join("memo").join(name)
+    dir.join(MEMO).join(name)
 }
 
 #[cfg(test)]
@@ -56,5 +66,9 @@ mod tests {
             fs::write(&path, bytes).unwrap();
             assert_eq!(recall(folder.path(), "it"), None, "bit {bit}");
         }
+        fs::write(&path, &whole).unwrap();
+        store.forget_all().unwrap();
+        store.forget_all().unwrap();
+        assert_eq!(recall(folder.path(), "it"), None);
     }
 }

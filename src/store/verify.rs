@@ -82,6 +82,9 @@ impl Store {
             }
         }
         let copies = self.verify_copies(&mut wrong)?;
+        if !wrong.is_empty() {
+            self.forget_all().map_err(StoreError::io("forget what is in", self.dir()))?;
+        }
         Ok(Verified { blobs: survey.blob_count(), records: self.records.len() as u64, copies, wrong })
     }
 

@@ -22,6 +22,8 @@ mod structure;
 #[cfg(feature = "worker")]
 mod telling;
 #[cfg(feature = "worker")]
+mod together;
+#[cfg(feature = "worker")]
 mod uptodate;
 #[cfg(feature = "worker")]
 mod verify;

@@ -191,3 +191,27 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         thread::sleep(Duration::from_millis(5));
     }
 }
+
+/// Whoever was killed, no worker goes on by itself.
+pub fn no_worker_is_left(project: &Project) {
+    let store = project.path(".kforge-cache");
+    wait_until("no worker is left", || processes_on(&store).is_empty());
+}
+
+/// A generator small enough to be here; only its being the same in each run matters.
+pub struct Random(pub u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 33
+    }
+
+    pub fn below(&mut self, limit: usize) -> usize {
+        self.next() as usize % limit
+    }
+
+    pub fn unit(&mut self) -> f64 {
+        self.next() as f64 / (1u64 << 31) as f64
+    }
+}

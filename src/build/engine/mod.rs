@@ -16,5 +16,7 @@ pub mod out;
 pub mod queue;
 pub mod run;
 pub mod sink;
+#[cfg(test)]
+mod tests;
 pub mod trace;
 pub mod worker;

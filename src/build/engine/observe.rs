@@ -62,7 +62,7 @@ pub enum Event<'a> {
         step: &'a Step,
         failure: &'a Failure,
     },
-    /// It failed in a way that need not come again, and is tried again.
+    /// It failed in a way that need not come again, and is tried again: of itself, or for want of a blob that is there by now.
     Retrying {
         step: &'a Step,
         failure: &'a Failure,

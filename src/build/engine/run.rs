@@ -346,33 +346,42 @@ impl<'a> Build<'a> {
         Ok(StepResult::Ran { reason: cause.reason, wall, unchanged, failures })
     }
 
-    /// A blob that `step` reads was lost behind its record's back: decides anew about the steps that made it, and lets
-    /// `step` wait for them. Whether there was anything to do.
+    /// A blob that `step` reads was lost behind its record's back: decides anew about the steps that made what is lost, and
+    /// lets `step` wait for them. Where all of it is there again, because another step or another build had it made meanwhile,
+    /// `step` is just due again. False where this was done for `step` before.
     fn repair(&mut self, step: &Step, failure: &Failure) -> Result<bool, BuildError> {
         let Workspace { graph, store, .. } = *self.workspace;
         if std::mem::replace(&mut self.repaired[step.id.index()], true) {
             return Ok(false);
         }
+        // Reads all of them, so that a second one that only looks intact is not found by a second failure.
         let is_lost = |it: &&Input| {
             let digest = self.outputs[it.step.index()].as_ref().and_then(|outputs| outputs.get(it.name));
-            digest.is_some_and(|digest| store.cas.check(digest).is_err())
+            digest.is_some_and(|digest| store.cas.get(digest).is_err())
         };
         let read = step.inputs.iter().chain(&step.gates);
         let mut producers: Vec<StepId> = read.filter(is_lost).map(|it| it.step).collect();
         producers.sort();
         producers.dedup();
-        if producers.is_empty() {
-            return Ok(false);
-        }
         self.states[step.id.index()] = State::Waiting;
+        if producers.is_empty() {
+            self.observer.event(Event::Retrying { step, failure });
+        }
         for &producer in &producers {
             self.observer.event(Event::Repairing { damaged: graph.step(producer), step, failure });
             self.states[producer.index()] = State::Waiting;
             self.outputs[producer.index()] = None;
+            // Others that read it and have not started wait as well. Those that have started may come here too.
+            for &reader in graph.dependents(producer) {
+                if self.queue.withdraw(reader.index()) {
+                    self.states[reader.index()] = State::Waiting;
+                }
+            }
         }
         for producer in producers {
             self.settle(producer)?;
         }
+        self.settle(step.id)?;
         Ok(true)
     }
 

@@ -2,7 +2,7 @@
 
 mod causes;
 mod keys;
-mod model;
+pub mod model;
 mod text;
 
 use super::{BlockTarget, Built, Graph, History, Outputs, Recorded, Rules, StepId, plan_build};

@@ -147,6 +147,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::testing::cases(256))]
         /// Whatever the shape and the machine, what the heuristic proposes passes gate V0.
         #[test]
         fn every_proposal_is_legal(op in ops(), machine in 0usize..3) {

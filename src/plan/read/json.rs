@@ -322,6 +322,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::testing::cases(256))]
         #[test]
         fn no_text_makes_it_panic(text in "[{}\\[\\]\",:a\\\\\u{e9}0-9eE.+ \n-]{0,40}") {
             let parsed = parse(&text);

@@ -285,6 +285,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::testing::cases(256))]
         #[test]
         fn entries_read_back_as_written(records in proptest::collection::vec(record(), 0..5), step in ".{0,40}", used_unix: u64) {
             let mut expected: Vec<_> = records.iter().cloned().map(Entry::Record).collect();

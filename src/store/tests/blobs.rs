@@ -50,7 +50,7 @@ fn overwrite(path: &Path, bytes: &[u8]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(crate::testing::cases(40))]
     #[test]
     fn a_flipped_bit_or_a_cut_is_found_moved_away_and_healed_by_the_next_put(
         content in proptest::collection::vec(any::<u8>(), 1..2000), at: prop::sample::Index, bit in 0..8u8, cut: bool, by_check: bool,

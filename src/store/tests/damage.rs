@@ -128,7 +128,7 @@ fn damage_everything(bits: impl Fn(usize) -> Vec<u8>) -> usize {
 #[test]
 fn a_cut_or_a_flipped_bit_anywhere_is_survived() {
     let count = damage_everything(|at| vec![(at % 8) as u8]);
-    assert!(count > 1500, "only {count} damages");
+    assert!(count > 1000, "only {count} damages");
 }
 
 #[test]

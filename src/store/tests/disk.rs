@@ -252,20 +252,28 @@ fn killed(how: &str, at: u64, rounds: u64, expected: &[Seen]) -> Option<bool> {
 /// Kills at every change; returns how many there were.
 fn kill_everywhere(rounds: u64, threads: u64, tear: bool) -> u64 {
     let expected = undisturbed(rounds);
+    let cuts = AtomicU64::new(0);
+    let killed = |how, at| {
+        let killed = killed(how, at, rounds, &expected).is_some();
+        cuts.fetch_add(killed.into(), Ordering::Relaxed);
+        killed
+    };
     let run = |first: u64| {
         let mut at = first;
-        while killed("kill", at, rounds, &expected).is_some() {
+        while killed("kill", at) {
             if tear {
-                killed("tear", at, rounds, &expected);
+                killed("tear", at);
             }
             at += threads;
         }
         at
     };
-    thread::scope(|scope| {
+    let changes = thread::scope(|scope| {
         let all: Vec<_> = (0..threads).map(|first| scope.spawn(move || run(first))).collect();
         all.into_iter().map(|it| it.join().unwrap()).min().unwrap()
-    })
+    });
+    crate::testing::tried(cuts.into_inner());
+    changes
 }
 
 #[test]

@@ -166,7 +166,7 @@ fn a_flipped_bit_anywhere_costs_at_most_the_commit_it_is_in() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(crate::testing::cases(60))]
     #[test]
     fn any_damage_to_the_records_file_is_survived(
         cuts in proptest::collection::vec((any::<prop::sample::Index>(), 0..200usize, any::<u8>()), 1..6), whole in 0..3u8,

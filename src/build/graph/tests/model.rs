@@ -14,12 +14,13 @@ use std::{
 
 /// One random step: a parameter, and bits that say which earlier steps it reads or waits for.
 #[derive(Debug, Clone)]
-struct Node {
-    param: u8,
+pub struct Node {
+    pub param: u8,
     reads: u16,
     gates: u16,
     /// Parameters that differ only in the bits below make the same outputs.
-    keeps: u8,
+    pub keeps: u8,
+    kind: StepKind,
 }
 
 #[derive(Debug, Clone)]
@@ -29,13 +30,23 @@ enum Edit {
     Restore,
 }
 
-fn node() -> impl Strategy<Value = Node> {
+impl Node {
+    /// A step that reads these earlier ones.
+    pub fn reading(steps: &[usize]) -> Self {
+        let reads = steps.iter().map(|it| 1 << it).sum();
+        Self { param: 0, reads, gates: 0, keeps: 0xff, kind: StepKind::Compile }
+    }
+}
+
+pub fn node() -> impl Strategy<Value = Node> {
     let keeps = prop_oneof![Just(0xff), Just(0xf0), Just(0x00)];
-    (any::<u8>(), any::<u16>(), any::<u16>(), keeps).prop_map(|(param, reads, gates, keeps)| Node {
+    let kind = prop_oneof![4 => Just(StepKind::Compile), 1 => Just(StepKind::Plan), 1 => Just(StepKind::Benchmark)];
+    (any::<u8>(), any::<u16>(), any::<u16>(), keeps, kind).prop_map(|(param, reads, gates, keeps, kind)| Node {
         param,
         reads: reads & gates.rotate_left(3),
         gates: gates & 0x11,
         keeps,
+        kind,
     })
 }
 
@@ -47,7 +58,7 @@ fn edit() -> impl Strategy<Value = Edit> {
     ]
 }
 
-fn graph(nodes: &[Node]) -> Graph {
+pub fn graph(nodes: &[Node]) -> Graph {
     let mut graph = Graph::default();
     let target: Arc<str> = "cpu".into();
     for (index, node) in nodes.iter().enumerate() {
@@ -56,16 +67,19 @@ fn graph(nodes: &[Node]) -> Graph {
         let gates: Vec<_> = chosen(node.gates).map(|it| (it, "gate")).collect();
         let params = KeyParts::new().with("index", index).with("param", node.param);
         let block = Some(format!("b{index}").into());
-        graph.push(StepKind::Compile, (Some(index), block), (&target, 1), &unique(&reads), &gates, (params, &[]));
+        let params = (params, [].as_slice());
+        graph.push(node.kind, (Some(index), block), (&target, 1), &unique(&reads), &gates, params);
     }
     graph
 }
 
 /// Steps of one kind share a part name for an output of one name, so each read output needs a name of its own here.
 fn unique(reads: &[(StepId, &'static str)]) -> Vec<(StepId, &'static str)> {
-    const NAMES: [&str; 16] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "a", "b", "c", "d", "e", "f"];
     reads.iter().map(|(step, _)| (*step, NAMES[step.index()])).collect()
 }
+
+/// Of the output that each of the first steps makes for those that read it.
+pub const NAMES: [&str; 16] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "a", "b", "c", "d", "e", "f"];
 
 /// What a step makes: a digest of what it reads and of the part of its parameter that matters.
 fn content(node: &Node, index: usize, inputs: &[Digest]) -> Digest {
@@ -96,7 +110,7 @@ fn clean(nodes: &[Node]) -> Vec<(Digest, Reads)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(crate::testing::cases(300))]
     #[test]
     fn exactly_the_steps_with_new_content_run_and_the_outputs_are_those_of_a_clean_build(
         mut nodes in proptest::collection::vec(node(), 1..16), edits in proptest::collection::vec(edit(), 1..8),
