@@ -169,6 +169,13 @@ enum State {
     Over(StepResult),
 }
 
+impl State {
+    /// What depends on the step may go on.
+    const fn is_done(&self) -> bool {
+        matches!(self, Self::Over(StepResult::UpToDate | StepResult::Ran { .. }))
+    }
+}
+
 /// The deciding thread's view.
 struct Build<'a> {
     workspace: &'a Workspace<'a>,
@@ -178,7 +185,11 @@ struct Build<'a> {
     observer: &'a dyn Observer,
     queue: Queue,
     states: Vec<State>,
+    /// Of how many steps that it depends on each step waits for the end.
+    pending: Vec<usize>,
     outputs: Vec<Option<Outputs>>,
+    /// What was known of each step when the build began. Taken when its turn comes; a step that comes again is decided anew.
+    known: Vec<Option<Decision>>,
     /// Announced as possibly running.
     announced: Vec<bool>,
     /// Had an input made again for it once; a second loss is a failure, or two builds could undo each other for ever.
@@ -195,12 +206,9 @@ impl<'a> Build<'a> {
         let start = Instant::now();
         let graph = workspace.graph;
         let wanted = closure(graph, options.goals);
-        let announced: Vec<bool> = graph
-            .status(workspace.store, options.forced)
-            .iter()
-            .zip(&wanted)
-            .map(|(decision, wanted)| *wanted && !matches!(decision, Decision::UpToDate { .. }))
-            .collect();
+        let known = graph.status(workspace.store, options.forced);
+        let announced: Vec<bool> =
+            known.iter().zip(&wanted).map(|(it, wanted)| *wanted && !it.is_up_to_date()).collect();
         let steps = announced.iter().filter(|it| **it).count();
         observer.event(Event::Begun { steps, deciding: start.elapsed() });
         let state = |wanted: &bool| if *wanted { State::Waiting } else { State::Over(StepResult::NotReached) };
@@ -212,6 +220,8 @@ impl<'a> Build<'a> {
             observer,
             queue: Queue::new(options.jobs),
             states: wanted.iter().map(state).collect(),
+            pending: graph.steps().iter().map(|it| it.deps.len()).collect(),
+            known: known.into_iter().map(Some).collect(),
             outputs: vec![None; wanted.len()],
             announced,
             repaired: vec![false; wanted.len()],
@@ -222,47 +232,72 @@ impl<'a> Build<'a> {
         Ok(build)
     }
 
-    /// Decides about `first` if all that it reads is there, and then about everything that this makes decidable.
+    /// Changes the state of a step, and what its dependents still wait for.
+    fn set(&mut self, id: StepId, state: State) {
+        let before = self.states[id.index()].is_done();
+        let after = state.is_done();
+        self.states[id.index()] = state;
+        for dependent in self.workspace.graph.dependents(id) {
+            let pending = &mut self.pending[dependent.index()];
+            match (before, after) {
+                (false, true) => *pending = pending.saturating_sub(1),
+                (true, false) => *pending += 1,
+                _ => {}
+            }
+        }
+    }
+
+    /// Decides about `first` if all that it depends on is done, and then about everything that this makes decidable.
     fn settle(&mut self, first: StepId) -> Result<(), BuildError> {
         let graph = self.workspace.graph;
         let mut undecided = vec![first];
         while let Some(id) = undecided.pop() {
-            if matches!(self.states[id.index()], State::Waiting) && self.decide(graph.step(id))? {
+            let ready = self.pending[id.index()] == 0 && matches!(self.states[id.index()], State::Waiting);
+            if ready && self.decide(graph.step(id))? {
                 undecided.extend(graph.dependents(id).iter().rev());
             }
         }
         Ok(())
     }
 
-    /// Whether the step is now over.
-    fn decide(&mut self, step: &Step) -> Result<bool, BuildError> {
-        for dep in &step.deps {
-            let because = match &self.states[dep.index()] {
-                State::Over(StepResult::Failed { .. }) => *dep,
-                State::Over(StepResult::Skipped { because }) => *because,
-                State::Over(StepResult::UpToDate | StepResult::Ran { .. }) => continue,
-                State::Over(StepResult::NotReached) | State::Waiting | State::Due(_) => return Ok(false),
-            };
-            self.observer.event(Event::Skipped { step, because: self.workspace.graph.step(because) });
-            self.states[step.id.index()] = State::Over(StepResult::Skipped { because });
-            return Ok(true);
+    /// Gives up everything that waits for a step that failed.
+    fn skip_dependents(&mut self, failed: StepId) {
+        let graph = self.workspace.graph;
+        let mut undecided: Vec<StepId> = graph.dependents(failed).iter().rev().copied().collect();
+        while let Some(id) = undecided.pop() {
+            if matches!(self.states[id.index()], State::Waiting) {
+                self.observer.event(Event::Skipped { step: graph.step(id), because: graph.step(failed) });
+                self.set(id, State::Over(StepResult::Skipped { because: failed }));
+                undecided.extend(graph.dependents(id).iter().rev());
+            }
         }
+    }
+
+    /// Whether the step is now done.
+    fn decide(&mut self, step: &Step) -> Result<bool, BuildError> {
         let Workspace { graph, store, .. } = *self.workspace;
-        let forced = (self.options.forced)(step);
-        match graph.decide(step.id, |it| self.outputs[it.index()].as_ref(), store, forced) {
+        let decision = match self.known[step.id.index()].take() {
+            // Still so: a record that is there is never changed, and a blob that went away since is repaired by who misses it.
+            Some(it @ Decision::UpToDate { .. }) => it,
+            _ => {
+                let forced = (self.options.forced)(step);
+                graph.decide(step.id, |it| self.outputs[it.index()].as_ref(), store, forced)
+            }
+        };
+        match decision {
             Decision::UpToDate { key, outputs } => {
                 store.records.set_latest(step.identity(), &key)?;
                 if self.announced[step.id.index()] {
                     self.observer.event(Event::CutOff { step });
                 }
                 self.outputs[step.id.index()] = Some(outputs);
-                self.states[step.id.index()] = State::Over(StepResult::UpToDate);
+                self.set(step.id, State::Over(StepResult::UpToDate));
                 Ok(true)
             }
             Decision::Stale { key, parts, reason } => {
                 self.observer.event(Event::Queued { step, reason: &reason });
                 self.queue.push(step.id.index(), is_exclusive(step));
-                self.states[step.id.index()] = State::Due(Cause { key, parts, reason });
+                self.set(step.id, State::Due(Cause { key, parts, reason }));
                 Ok(false)
             }
             // All it waits for is over, so this is only reached by a graph that contradicts itself.
@@ -315,7 +350,12 @@ impl<'a> Build<'a> {
                 StepResult::Failed { reason: cause.reason, failure }
             }
         };
-        self.states[step.id.index()] = State::Over(result);
+        let failed = matches!(result, StepResult::Failed { .. });
+        self.set(step.id, State::Over(result));
+        if failed {
+            self.skip_dependents(step.id);
+            return Ok(());
+        }
         for &dependent in self.workspace.graph.dependents(step.id) {
             self.settle(dependent)?;
         }
@@ -363,18 +403,18 @@ impl<'a> Build<'a> {
         let mut producers: Vec<StepId> = read.filter(is_lost).map(|it| it.step).collect();
         producers.sort();
         producers.dedup();
-        self.states[step.id.index()] = State::Waiting;
+        self.set(step.id, State::Waiting);
         if producers.is_empty() {
             self.observer.event(Event::Retrying { step, failure });
         }
         for &producer in &producers {
             self.observer.event(Event::Repairing { damaged: graph.step(producer), step, failure });
-            self.states[producer.index()] = State::Waiting;
+            self.set(producer, State::Waiting);
             self.outputs[producer.index()] = None;
             // Others that read it and have not started wait as well. Those that have started may come here too.
             for &reader in graph.dependents(producer) {
                 if self.queue.withdraw(reader.index()) {
-                    self.states[reader.index()] = State::Waiting;
+                    self.set(reader, State::Waiting);
                 }
             }
         }
