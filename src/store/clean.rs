@@ -18,8 +18,8 @@ impl Store {
         Ok(())
     }
 
-    /// Removes the out folder and the blobs that only these steps made last; their records become misses. Blobs that one
-    /// of `others` made last too stay.
+    /// Removes the out folder, and the blobs and records that only these steps made last. What one of `others` made last too
+    /// stays.
     pub fn forget(&self, block_at_target: &str, steps: &[&str], others: &[&str]) -> Result<(), StoreError> {
         let blobs = |steps: &[&str]| -> BTreeSet<Digest> {
             let records = steps.iter().filter_map(|it| self.records.latest(it));
@@ -29,6 +29,11 @@ impl Store {
             let path = self.cas.path(digest);
             accept_absent(disk::remove_file(&path)).map_err(StoreError::io("remove", path))?;
         }
+        let keys = |steps: &[&str]| -> BTreeSet<Digest> {
+            steps.iter().filter_map(|it| self.records.latest_key(it)).collect()
+        };
+        let unneeded = keys(steps).difference(&keys(others)).map(|it| (*it, u64::MAX)).collect();
+        self.records.remove(&unneeded)?;
         let out = self.out(block_at_target);
         accept_absent(disk::remove_all(&out)).map_err(StoreError::io("remove", out))
     }
@@ -63,6 +68,7 @@ mod tests {
         record("b@cpu:ir", &[shared]);
         store.forget("a@cpu", &["a@cpu:ir"], &["b@cpu:ir"]).unwrap();
         assert!(!store.cas.contains(&own) && store.cas.contains(&shared));
+        assert!(store.records.latest("a@cpu:ir").is_none() && store.records.latest("b@cpu:ir").is_some());
     }
 
     #[test]

@@ -17,14 +17,10 @@ pub enum StaleReason {
     Changed { parts: Vec<PartChange> },
     /// Its parameters are those of its last success, the content it reads is not.
     InputsChanged { inputs: Vec<InputChange> },
-    /// It succeeded with exactly these parts, but the record was lost.
-    RecordLost,
     /// A blob that it made is gone or no longer what it was.
     OutputDamaged { output: String, blob: Digest, damage: Damage },
     /// Asked for on the command line.
     Forced,
-    /// It cannot run: a step that it depends on failed.
-    UpstreamFailed { step: String },
 }
 
 /// One parameter then and now; nothing where there was or is no such parameter.
@@ -48,21 +44,26 @@ pub struct InputChange {
     pub new: Option<String>,
 }
 
-/// Why a step whose key has no record is stale: its parts against those of its last success.
+/// Why a step whose key has no record is stale: its parts against those of its last success. Equal ones have the same key, so
+/// that success is lost: as far as anyone can tell the step was never built.
 pub fn explain(previous: Option<&KeyParts>, now: &KeyParts) -> StaleReason {
-    let Some(previous) = previous else { return StaleReason::NeverBuilt };
+    previous.and_then(|it| change(it, now)).unwrap_or(StaleReason::NeverBuilt)
+}
+
+/// What differs between two keys; nothing where they are equal.
+pub fn change(previous: &KeyParts, now: &KeyParts) -> Option<StaleReason> {
     let (inputs, parts): (Vec<_>, Vec<_>) = diff(previous, now).into_iter().partition(|it| it.name.starts_with(INPUT));
     if !parts.is_empty() {
-        return StaleReason::Changed { parts };
+        return Some(StaleReason::Changed { parts });
     }
     if inputs.is_empty() {
-        return StaleReason::RecordLost;
+        return None;
     }
     let inputs = inputs.into_iter().map(|PartChange { name, old, new }| {
         let (from, input) = name[INPUT.len()..].split_once('.').unwrap_or(("", &name[INPUT.len()..]));
         InputChange { input: input.to_owned(), from: from.to_owned(), old, new }
     });
-    StaleReason::InputsChanged { inputs: inputs.collect() }
+    Some(StaleReason::InputsChanged { inputs: inputs.collect() })
 }
 
 /// The parts in which the two differ, in name order.
@@ -150,12 +151,10 @@ impl fmt::Display for StaleReason {
             Self::NeverBuilt => f.write_str("never built"),
             Self::Changed { parts } => list(f, parts),
             Self::InputsChanged { inputs } => list(f, inputs),
-            Self::RecordLost => f.write_str("the record of its last success is gone"),
             Self::OutputDamaged { output, blob, damage } => {
                 write!(f, "output `{output}` is {damage} (blob {})", blob.short())
             }
             Self::Forced => f.write_str("forced"),
-            Self::UpstreamFailed { step } => write!(f, "`{step}` failed"),
         }
     }
 }

@@ -98,7 +98,7 @@ impl Graph {
     /// Decides about one step, given the outputs of the steps it reads as far as they are known.
     ///
     /// A gate that is stale leaves the step up to date: its own result is still right. The engine runs the gate, and if that
-    /// fails, what depends on it fails with [`StaleReason::UpstreamFailed`].
+    /// fails, what depends on it is skipped.
     pub fn decide<'a>(
         &self,
         id: StepId,

@@ -2,7 +2,7 @@
 
 use super::{
     Built, Decision, Graph, History, KeyParts, StaleReason, StepId,
-    stale::{INPUT, InputChange, explain},
+    stale::{INPUT, InputChange, change, explain},
 };
 use crate::manifest::spec::Origin;
 use serde::Serialize;
@@ -80,10 +80,7 @@ fn own_change(graph: &Graph, id: StepId, history: &impl History) -> Option<Stale
     let step = graph.step(id);
     let latest = history.latest(step.identity())?;
     let before: KeyParts = latest.parts.iter().filter(|it| !it.0.starts_with(INPUT)).collect();
-    match explain(Some(&before), &step.params()) {
-        StaleReason::RecordLost => None, // equal
-        reason => Some(reason),
-    }
+    change(&before, &step.params())
 }
 
 /// Why the step ran last: the parts of its last success against those of the success before.
