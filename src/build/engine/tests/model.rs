@@ -199,6 +199,8 @@ pub struct Round {
     /// Ran when the build was replaced, and was wanted by the next one.
     kept: Vec<String>,
     finished: HashSet<StepId>,
+    /// How many steps started after one had failed.
+    started_late: usize,
 }
 
 impl Site {
@@ -304,6 +306,8 @@ impl Site {
             seen: AtomicUsize::new(0),
             running: Mutex::default(),
             finished: Mutex::default(),
+            failed: AtomicBool::new(false),
+            started_late: Mutex::default(),
         };
         let hands = Hands {
             floor: &self.floor,
@@ -322,9 +326,10 @@ impl Site {
         let options = Options { jobs, keep_going, retries, wait: None, forced: &forced, goals };
         let built = run::run(&workspace, &options, &hands, (&leash, &control), &watch).unwrap();
         let out = out::after(&workspace, &built);
+        let started_late = watch.started_late.into_inner().unwrap().len();
         let finished = watch.finished.into_inner().unwrap();
         let (stopped, lost, kept) = (stopped.into_inner(), lost.into_inner(), kept.into_inner().unwrap());
-        Round { built, out, stopped, lost, kept, finished }
+        Round { built, out, stopped, lost, kept, finished, started_late }
     }
 
     /// Builds once, and holds the result against the model.
@@ -432,6 +437,9 @@ impl Foreseen<'_> {
             }
             ensure!(self.wanted[id] || *result == StepResult::NotReached, "nobody wanted `{name}`: {result:?}");
         }
+        // All but the failed one of those that had a thread by then.
+        let late = round.started_late;
+        ensure!(how.keep_going || late < how.jobs, "{late} steps started after a failure, with {} jobs", how.jobs);
         for name in &round.kept {
             let result = &built.results[self.graph.find(name).ok_or("no such step")?.index()];
             let ended = matches!(result, StepResult::Ran { .. } | StepResult::Failed { .. });

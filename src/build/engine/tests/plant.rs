@@ -20,7 +20,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
@@ -188,12 +188,22 @@ pub struct Watch<'a> {
     pub running: Mutex<HashSet<String>>,
     /// Ran to its end and is recorded, whatever became of it later.
     pub finished: Mutex<HashSet<StepId>>,
+    /// A step has failed, and the steps that started since then.
+    pub failed: AtomicBool,
+    pub started_late: Mutex<HashSet<StepId>>,
 }
 
 impl Observer for Watch<'_> {
     fn event(&self, event: Event<'_>) {
         if let Event::Finished { step, .. } = event {
             self.finished.lock().unwrap().insert(step.id);
+        }
+        match event {
+            Event::Failed { .. } => self.failed.store(true, Ordering::SeqCst),
+            Event::Started { step, .. } if self.failed.load(Ordering::SeqCst) => {
+                self.started_late.lock().unwrap().insert(step.id);
+            }
+            _ => {}
         }
         {
             let mut running = self.running.lock().unwrap();
