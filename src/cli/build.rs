@@ -33,6 +33,7 @@ use crate::{
 };
 use serde_json::json;
 use std::{
+    collections::BTreeSet,
     io,
     path::Path,
     sync::Arc,
@@ -225,17 +226,19 @@ pub fn build_under(
         let options = Options { jobs, keep_going, retries, wait, forced, goals: request.goals };
         run::run(&opened.workspace(), &options, &workers, (leash, control), observer)
     };
-    let built = once(&forced)?;
-    match out::after(&opened.workspace(), &built) {
-        Ok(_) => Ok(built),
-        // A blob that looked intact turned out not to be when it was copied. It is known to be lost now.
-        Err(OutError::Blob { source, .. }) if source.is_miss() => {
-            print::warning(&format!("{source}; it is made again"));
-            let again = once(&|_| false)?;
-            out::after(&opened.workspace(), &again)?;
-            Ok(merge(built, again))
+    let mut built = once(&forced)?;
+    let mut lost = BTreeSet::new();
+    loop {
+        match out::after(&opened.workspace(), &built) {
+            Ok(_) => return Ok(built),
+            // A blob that looked intact turned out not to be when it was copied. It is known to be lost now; the same one again
+            // is more than one loss.
+            Err(OutError::Blob { source, .. }) if source.missed().is_some_and(|it| lost.insert(it)) => {
+                print::warning(&format!("{source}; it is made again"));
+                built = merge(built, once(&|_| false)?);
+            }
+            Err(error) => return Err(error.into()),
         }
-        Err(error) => Err(error.into()),
     }
 }
 

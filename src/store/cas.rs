@@ -57,6 +57,14 @@ impl BlobError {
         matches!(self, Self::Missing { .. } | Self::Corrupt { .. })
     }
 
+    /// The blob, if it [is a miss](Self::is_miss).
+    pub const fn missed(&self) -> Option<Digest> {
+        match self {
+            Self::Missing { digest } | Self::Corrupt { digest, .. } => Some(*digest),
+            Self::Io { .. } => None,
+        }
+    }
+
     fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { doing, path: path.to_owned(), source }
     }

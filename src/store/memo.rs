@@ -35,7 +35,7 @@ impl Store {
         if let Some(folder) = path.parent() {
             disk::create_folder(folder)?;
         }
-        out::replace(self.cas.temporary(), &path, &[Digest::of(content).as_bytes(), content].concat())
+        out::replace(self.cas.temporary(), &path, &[Digest::of(content).as_bytes(), content].concat()).map(drop)
     }
 }
 

@@ -49,17 +49,21 @@ pub fn materialise(cas: &Cas, folder: &Path, files: &[(&str, Digest)]) -> Result
     for (name, digest) in files {
         let path = folder.join(name);
         let failed = |source| OutError::Io { path: path.clone(), source };
-        let current = state(&path).map(|it| line(name, digest, &it));
-        let line = match current {
+        let current = state(&path);
+        let line = match current.map(|it| line(name, digest, &it)) {
             Some(line) if old.lines().any(|it| it == line) => line,
             _ => {
                 let bytes = cas.get(digest).map_err(|source| OutError::Blob { path: path.clone(), source })?;
-                if fs::read(&path).ok().as_ref() != Some(&bytes) {
-                    disk::create_folder(folder).map_err(failed)?;
-                    replace(cas.temporary(), &path, &bytes).map_err(failed)?;
-                    changed += 1;
-                }
-                line(name, digest, &state(&path).unwrap_or_default())
+                // The state of what was compared or written, and not of what another build may have put there since.
+                let state = match current {
+                    Some(state) if fs::read(&path).ok().as_ref() == Some(&bytes) => state,
+                    _ => {
+                        disk::create_folder(folder).map_err(failed)?;
+                        changed += 1;
+                        replace(cas.temporary(), &path, &bytes).map_err(failed)?
+                    }
+                };
+                line(name, digest, &state)
             }
         };
         writeln!(stamp, "{line}").unwrap_or(());
@@ -72,7 +76,7 @@ pub fn materialise(cas: &Cas, folder: &Path, files: &[(&str, Digest)]) -> Result
     }
     if stamp != old {
         disk::create_folder(folder)
-            .and_then(|()| replace(cas.temporary(), &stamp_path, stamp.as_bytes()))
+            .and_then(|()| replace(cas.temporary(), &stamp_path, stamp.as_bytes()).map(drop))
             .map_err(|source| OutError::Io { path: stamp_path, source })?;
     }
     Ok(changed)
@@ -135,22 +139,27 @@ pub(super) fn distrust(cas: &Cas, folder: &Path, names: &[String]) -> io::Result
         let new = distrusted.map_or_else(|| old.to_owned(), |(digest, name)| line(name, &digest, &NEVER));
         writeln!(stamp, "{new}").unwrap_or(());
     }
-    replace(cas.temporary(), &path, stamp.as_bytes())
+    replace(cas.temporary(), &path, stamp.as_bytes()).map(drop)
 }
 
 /// A state that no file has: it was not modified before time began.
-const NEVER: (u64, i128) = (0, i128::MIN);
+const NEVER: State = (0, i128::MIN);
 
 /// `digest size mtime name`; the name last, because it may contain spaces.
-fn line(name: &str, digest: &Digest, state: &(u64, i128)) -> String {
+fn line(name: &str, digest: &Digest, state: &State) -> String {
     format!("{digest} {} {} {name}", state.0, state.1)
 }
 
 /// Size, and modification time in nanoseconds.
-fn state(path: &Path) -> Option<(u64, i128)> {
+type State = (u64, i128);
+
+fn state(path: &Path) -> Option<State> {
     let metadata = fs::symlink_metadata(path).ok()?;
-    let time = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
-    metadata.is_file().then_some((metadata.len(), time))
+    metadata.is_file().then(|| state_of(&metadata))
+}
+
+fn state_of(metadata: &fs::Metadata) -> State {
+    (metadata.len(), i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()))
 }
 
 /// A name without folders: what comes from a record must not lead out of the folder.
@@ -163,10 +172,10 @@ fn is_plain(name: &str) -> bool {
 
 /// Replaces the file at `path` by rename: a reader sees the old content or the new, nothing between. Not synced: what it
 /// is used for can be made again. `temporary` is the store's `tmp/`, where leftovers of killed processes are swept.
-pub(super) fn replace(temporary: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Returns the state of the file that was written.
+pub(super) fn replace(temporary: &Path, path: &Path, bytes: &[u8]) -> io::Result<State> {
     let mut file = disk::Temporary::create(temporary, "file-")?;
     file.write(bytes)?;
     file.set_mode(0o644)?;
-    file.persist(path)?;
-    Ok(())
+    Ok(state_of(&file.persist(path)?.metadata()?))
 }
