@@ -157,13 +157,29 @@ const UNTRANSPOSED: &str = "untransposed";
 
 /// Every place in the callees of the last stage, or in itself, where a result can be made NaN.
 pub fn nan_stores(subject: &Subject) -> Vec<Module> {
+    let places = places_of_last_stage(subject).into_iter();
+    places.filter_map(|(function, line)| apply(subject.module, &function, line, "store-nan")).collect()
+}
+
+/// The subject's module with the results of one store of its last stage times `factor`, for each store.
+pub fn scaled_stores(subject: &Subject, factor: f32) -> impl Iterator<Item = Module> {
+    places_of_last_stage(subject).into_iter().filter_map(move |(function, line)| {
+        let mut module = subject.module.clone();
+        let lines = &mut module.functions.iter_mut().find(|it| it.name == function)?.lines;
+        let new = Line { lines, at: line }.stored_scaled(factor)?;
+        lines.splice(line..=line, new);
+        Some(module)
+    })
+}
+
+/// The lines of the last stage and of what it calls, by their functions, the last ones first.
+fn places_of_last_stage(subject: &Subject) -> Vec<(String, usize)> {
     let module = subject.module;
     let Some(last) = subject.kernel.stages.last() else { return Vec::new() };
     let Some(entry) = module.get(&last.symbol) else { return Vec::new() };
     let called = entry.calls();
     let functions = module.functions.iter().filter(|it| it.name == last.symbol || called.contains(it.name.as_str()));
-    let places = functions.rev().flat_map(|it| (1..it.lines.len()).rev().map(move |line| (it, line)));
-    places.filter_map(|(it, line)| apply(module, &it.name, line, "store-nan")).collect()
+    functions.rev().flat_map(|it| (1..it.lines.len()).rev().map(|line| (it.name.clone(), line))).collect()
 }
 
 /// The module with the rule applied at the place.
@@ -510,6 +526,17 @@ impl Line<'_> {
         Some(vec![
             format!("{indent}{nan} = arith.constant dense<0x7FC00000> : {vector}"),
             self.text().replacen(value, nan, 1),
+        ])
+    }
+
+    fn stored_scaled(&self, factor: f32) -> Option<Vec<String>> {
+        let vector = self.text().rsplit_once(", ").map(|it| it.1).filter(|_| self.is("vector.store "))?;
+        let value = *operands(self.text()).first()?;
+        let (indent, [constant, scaled]) = (self.indent(), NEW);
+        Some(vec![
+            format!("{indent}{constant} = arith.constant dense<0x{:08X}> : {vector}", factor.to_bits()),
+            format!("{indent}{scaled} = arith.mulf {value}, {constant} : {vector}"),
+            self.text().replacen(value, scaled, 1),
         ])
     }
 

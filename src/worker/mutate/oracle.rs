@@ -120,7 +120,7 @@ fn generated(subject: &Subject, graph: &StageGraph, what: String) -> Option<Wron
 }
 
 /// The same stages with one constant off by powers of two, from what is far within any bound to what is far beyond. Blocks
-/// without such a constant get results in a narrower accumulator.
+/// without such a constant get results in a narrower accumulator, and results that are off by powers of two.
 fn slightly_off<'a>(subject: &'a Subject) -> impl Iterator<Item = Wrong> + 'a {
     let count = subject.kernel.graph.stages.len();
     let ladder = (8..24).rev().flat_map(move |power| (0..count).map(move |it| (it, 1.0 + 2f64.powi(-power))));
@@ -133,7 +133,15 @@ fn slightly_off<'a>(subject: &'a Subject) -> impl Iterator<Item = Wrong> + 'a {
         }
         _ => None,
     });
-    constants.chain(narrow)
+    let scaled = (8..24).rev().flat_map(move |power| {
+        let factor = 1.0 + 2f32.powi(-power);
+        code::scaled_stores(subject, factor).take(2).map(move |module| Wrong {
+            what: format!("results times {factor}"),
+            module,
+            kernel: subject.kernel.clone(),
+        })
+    });
+    constants.chain(narrow).chain(scaled)
 }
 
 fn with_factor(subject: &Subject, index: usize, factor: f64) -> Option<Wrong> {
