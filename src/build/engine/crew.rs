@@ -17,6 +17,7 @@ use crate::{
 };
 use std::{
     collections::BTreeMap,
+    panic::{self, AssertUnwindSafe},
     sync::{Arc, Mutex, PoisonError, mpsc},
     time::{Duration, Instant},
 };
@@ -97,8 +98,10 @@ impl Crew<'_> {
             let token = self.control.begin(job.step, job.key);
             let mut over =
                 Over { step: job.step, end: End::Cancelled, wall: Duration::ZERO, failures: Vec::new(), lock: None };
-            let end = self.attend(&job, &token, number, &mut *seat, &mut over);
-            over.end = end.unwrap_or_else(|early| early);
+            // The deciding thread waits for this message, whatever happens here.
+            let attend = AssertUnwindSafe(|| self.attend(&job, &token, number, &mut *seat, &mut over));
+            let end = panic::catch_unwind(attend);
+            over.end = end.map_or_else(|_| defect(), |it| it.unwrap_or_else(|early| early));
             self.control.end(job.step);
             if finished.send(over).is_err() {
                 return;
@@ -207,6 +210,11 @@ impl Crew<'_> {
             Err(error) => Err(End::Broken(error.into())),
         }
     }
+}
+
+/// The end of a step in which kforge itself panicked; what it said is on stderr.
+fn defect() -> End {
+    End::Failed(Failure::new(FailureKind::Internal, "kforge itself failed while it did this step: a defect"))
 }
 
 /// A failure that need not come again with the same inputs. What a gate rejected is not among them: a kernel that is wrong

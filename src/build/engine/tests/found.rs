@@ -4,8 +4,33 @@ use super::{
     model::{How, PLAIN, Site},
     project::{Plan, Project},
 };
-use crate::build::graph::tests::model::{NAMES, Node};
-use std::collections::BTreeSet;
+use crate::{
+    build::{
+        engine::{
+            action::Workspace,
+            control::Control,
+            crew::{Executor, Seated},
+            observe::Silent,
+            run::{self, Options},
+            worker::{Leash, Token, WorkerError},
+        },
+        graph::{
+            Outputs, Rules, Step, StepKind,
+            tests::{
+                self,
+                model::{NAMES, Node},
+            },
+        },
+    },
+    digest::Digest,
+    host::CpuFacts,
+    protocol::Failure,
+    store::Store,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 /// A built project of steps that read these, and blobs of the first `lost` of them that only look intact.
 fn damaged(test: &str, reads: &[&[usize]], lost: usize) -> (Site, Project) {
@@ -40,4 +65,44 @@ fn all_who_read_a_lost_blob_wait_until_it_is_made_again() {
 fn two_lost_blobs_of_one_step_are_both_made_again() {
     let (mut site, project) = damaged("inputs", &[&[], &[], &[0, 1]], 2);
     edit_and_build(&mut site, project, 2, 1);
+}
+
+/// Panics instead of doing anything.
+struct Clumsy;
+
+impl Executor for Clumsy {
+    fn seat<'a>(&'a self, _on_start: &'a dyn Fn(u32, Duration)) -> Box<dyn Seated + 'a> {
+        Box::new(Self)
+    }
+}
+
+impl Seated for Clumsy {
+    fn prepare(&mut self, _kind: StepKind) -> Result<Option<u32>, WorkerError> {
+        Ok(None)
+    }
+
+    fn perform(
+        &mut self,
+        _workspace: &Workspace<'_>,
+        step: &Step,
+        _inputs: BTreeMap<String, Digest>,
+        _token: &Token,
+    ) -> Result<Result<Outputs, Failure>, WorkerError> {
+        panic!("no hands for {}", step.identity());
+    }
+}
+
+#[test]
+fn a_panic_fails_its_step_and_the_build_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(folder.path()).unwrap();
+    let graph = tests::graph(&[tests::block("one", tests::transformer()), tests::block("two", tests::transformer())]);
+    let (cpu, rules) = (CpuFacts { model: "clumsy".to_owned(), ..CpuFacts::detect() }, Rules::default());
+    let workspace = Workspace { store: &store, graph: &graph, blocks: &[], origins: &[], cpu: &cpu, rules: &rules };
+    let goals: Vec<_> = graph.steps().iter().map(|it| it.id).collect();
+    let forced = |_: &Step| false;
+    let options = Options { jobs: 1, keep_going: true, retries: 0, wait: None, forced: &forced, goals: &goals };
+    let built = run::run(&workspace, &options, &Clumsy, (&Leash::default(), &Control::default()), &Silent).unwrap();
+    let counts = built.counts();
+    assert_eq!((counts.failed, counts.skipped, counts.ran), (2, 10, 0), "{:?}", built.results);
 }
