@@ -11,7 +11,7 @@ use crate::{
             observe::Counts,
             run::{Built, StepResult},
         },
-        graph::{History, Step, StepId, StepKind, causes::Cause},
+        graph::{History, Outputs, Step, StepId, StepKind, causes::Cause},
         report::{
             BlockReport,
             terminal::{self, Line, State},
@@ -68,10 +68,8 @@ pub fn news(opened: &Opened, built: &Built) -> String {
 
 /// The block's time against that of the report that this one replaced.
 fn change(opened: &Opened, steps: &[StepId], report: &BlockReport) -> Option<String> {
-    let step = steps.iter().find(|it| opened.graph.step(**it).kind == StepKind::Report)?;
-    let before = opened.store.before(opened.graph.step(*step).identity())?;
-    let before: BlockReport =
-        serde_json::from_slice(&opened.store.cas.get(before.outputs.get(blob::REPORT)?).ok()?).ok()?;
+    let before = opened.store.before(report_step(opened, steps)?.identity())?;
+    let before = read_report(opened, &before.outputs)?;
     let (was, is) = (before.measured.timing.median_ns, report.measured.timing.median_ns);
     let percent = (is / was - 1.0) * 100.0;
     Some(format!("{}, was {} ({percent:+.1}%)", terminal::duration(is), terminal::duration(was)))
@@ -79,9 +77,15 @@ fn change(opened: &Opened, steps: &[StepId], report: &BlockReport) -> Option<Str
 
 /// The report that one of these steps made, if there is one.
 fn report(opened: &Opened, built: &Built, steps: &[StepId]) -> Option<BlockReport> {
-    let step = steps.iter().find(|it| opened.graph.step(**it).kind == StepKind::Report)?;
-    let digest = built.outputs[step.index()].as_ref()?.get(blob::REPORT)?;
-    serde_json::from_slice(&opened.store.cas.get(digest).ok()?).ok()
+    read_report(opened, built.outputs[report_step(opened, steps)?.id.index()].as_ref()?)
+}
+
+fn report_step<'a>(opened: &'a Opened, steps: &[StepId]) -> Option<&'a Step> {
+    steps.iter().map(|it| opened.graph.step(*it)).find(|it| it.kind == StepKind::Report)
+}
+
+fn read_report(opened: &Opened, outputs: &Outputs) -> Option<BlockReport> {
+    serde_json::from_slice(&opened.store.cas.get(outputs.get(blob::REPORT)?).ok()?).ok()
 }
 
 /// The steps of each block.

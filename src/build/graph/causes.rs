@@ -87,8 +87,7 @@ fn text(reason: &StaleReason) -> String {
             let shown: Vec<_> = parts.iter().take(SHOWN).map(ToString::to_string).collect();
             format!("{}; and {} more", shown.join("; "), parts.len() - SHOWN)
         }
-        StaleReason::Changed { .. } | StaleReason::NeverBuilt => reason.to_string(),
-        StaleReason::Forced => reason.to_string(),
+        StaleReason::Changed { .. } | StaleReason::NeverBuilt | StaleReason::Forced => reason.to_string(),
         // Digests say nothing here.
         StaleReason::InputsChanged { .. } | StaleReason::OutputDamaged { .. } => change(reason),
     }
