@@ -1,9 +1,51 @@
-//! Facts about the CPU this process runs on: what decides which code is fast and which runs at all. Read from cpuid and
-//! sysfs in well under a millisecond, so that a build with nothing to do can compare fingerprints without a worker.
+//! Facts about devices: what decides which code is fast and which runs at all.
+//!
+//! Those of the CPU this process runs on are read from cpuid and sysfs in well under a millisecond, so that a build with
+//! nothing to do can compare fingerprints without a worker. Those of a GPU ([`gpu`]) are found out by a worker.
+
+pub mod gpu;
 
 use crate::digest::Digest;
 use serde::{Deserialize, Serialize};
 use std::{fs, io::Read};
+
+/// What a target's kernels run on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Device {
+    Cpu(CpuFacts),
+    Gpu(gpu::GpuFacts),
+}
+
+impl Device {
+    /// The identity under which measured results are kept.
+    pub fn fingerprint(&self) -> Digest {
+        match self {
+            Self::Cpu(it) => it.fingerprint(),
+            Self::Gpu(it) => it.fingerprint(),
+        }
+    }
+
+    /// The model or adapter, for people.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Cpu(it) => &it.model,
+            Self::Gpu(it) => &it.name,
+        }
+    }
+}
+
+impl From<CpuFacts> for Device {
+    fn from(it: CpuFacts) -> Self {
+        Self::Cpu(it)
+    }
+}
+
+impl From<gpu::GpuFacts> for Device {
+    fn from(it: gpu::GpuFacts) -> Self {
+        Self::Gpu(it)
+    }
+}
 
 /// The resolved facts of one CPU. Two machines with equal facts may share measured results; others never do.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]

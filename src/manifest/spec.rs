@@ -8,6 +8,33 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 pub enum Dtype {
     F32,
+    F16,
+}
+
+impl Dtype {
+    /// Bytes of one element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+
+    /// The manifest's name for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+        }
+    }
+
+    /// Unit roundoff of a stored element (to nearest): half the distance of two neighbours of 1.
+    pub const fn roundoff(self) -> f64 {
+        match self {
+            Self::F32 => 1.0 / (1u32 << 24) as f64,
+            Self::F16 => 1.0 / (1u32 << 11) as f64,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]

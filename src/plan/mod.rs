@@ -1,10 +1,13 @@
 //! Plans are data: what a block computes once the passes have run ([`stage`]), how each stage is to be generated
-//! ([`schedule`]), which schedules are legal ([`constraint`]), and how the compiled kernel is called ([`kernel`]). A plan file
+//! ([`schedule`]; on a GPU [`gpu`]), which schedules are legal ([`constraint`]), and how the compiled kernel is called ([`kernel`]; on a
+//! GPU [`program`]). A plan file
 //! that somebody hands over is read by [`read`].
 //! Nothing here does IO or starts anything; both processes read it.
 
 pub mod constraint;
+pub mod gpu;
 pub mod kernel;
+pub mod program;
 pub mod read;
 pub mod schedule;
 pub mod stage;

@@ -1,6 +1,13 @@
 //! Schedules: the knobs of the generated code, one struct for each kind of kernel. Every knob changes the generated IR.
 
-use super::stage::StageOp;
+use super::{
+    gpu::{
+        attention::GpuAttention,
+        matmul::{GpuMatmul, GpuMlp},
+        rows::{GpuElementwise, GpuNorm},
+    },
+    stage::StageOp,
+};
 use serde::{Deserialize, Serialize};
 
 /// How a weight matrix reaches the micro-kernel.
@@ -109,6 +116,11 @@ pub enum Schedule {
     Norm(NormSchedule),
     Elementwise(ElementwiseSchedule),
     Mlp(MlpSchedule),
+    GpuMatmul(GpuMatmul),
+    GpuAttention(GpuAttention),
+    GpuNorm(GpuNorm),
+    GpuElementwise(GpuElementwise),
+    GpuMlp(GpuMlp),
 }
 
 impl MatmulSchedule {
@@ -159,6 +171,11 @@ impl Schedule {
             Self::Norm(_) => "norm",
             Self::Elementwise(_) => "elementwise",
             Self::Mlp(_) => "mlp",
+            Self::GpuMatmul(_) => "gpu-matmul",
+            Self::GpuAttention(_) => "gpu-attention",
+            Self::GpuNorm(_) => "gpu-norm",
+            Self::GpuElementwise(_) => "gpu-elementwise",
+            Self::GpuMlp(_) => "gpu-mlp",
         }
     }
 }

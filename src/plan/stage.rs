@@ -45,7 +45,7 @@ impl Tensor {
     }
 
     pub fn bytes(&self) -> usize {
-        self.len() * 4
+        self.len() * self.dtype.bytes()
     }
 }
 

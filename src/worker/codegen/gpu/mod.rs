@@ -1,0 +1,11 @@
+//! Stages + schedules -> a dispatch list over WGSL rendered from the templates in `shaders/`.
+//!
+//! [`compile`] walks the stages; each kind has a file that turns a schedule into [`Step`]s through a [`Builder`], which renders
+//! templates, keeps each text once, and hands out scratch and packed weights. Everything that a shader needs to know is in its
+//! text: sizes, strides, which edges are ragged. Nothing here touches a device.
+
+mod builder;
+mod templates;
+
+pub use builder::Builder;
+pub use templates::Templates;

@@ -1,0 +1,54 @@
+//! The WGSL templates: those of `shaders/`, which are part of this binary, and a project's own, which replace the one of the
+//! same name.
+
+use kernelforge::protocol::{Failure, FailureKind};
+use minijinja::{Environment, UndefinedBehavior, syntax::SyntaxConfig};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Name and text of every template, `shaders/` without the folder.
+const BUILT_IN: &[(&str, &str)] = &[];
+
+pub struct Templates {
+    environment: Environment<'static>,
+}
+
+impl Templates {
+    /// The built-in templates with `own` in place of those of the same name.
+    ///
+    /// # Errors
+    /// `BadInput` for a template that does not parse, with its name and line, or that replaces nothing.
+    pub fn new(own: &BTreeMap<String, String>) -> Result<Self, Failure> {
+        let mut environment = Environment::new();
+        // WGSL has braces of its own, but no `{{`, `{%` or `{#`.
+        environment.set_syntax(SyntaxConfig::default());
+        environment.set_undefined_behavior(UndefinedBehavior::Strict);
+        environment.set_trim_blocks(true);
+        environment.set_lstrip_blocks(true);
+        if let Some(name) = own.keys().find(|it| !BUILT_IN.iter().any(|(name, _)| name == it)) {
+            let known: Vec<_> = BUILT_IN.iter().map(|it| it.0).collect();
+            let failure = Failure::new(FailureKind::BadInput, format!("shaders/{name}: replaces no built-in template"));
+            return Err(failure.with_hint(format!("there are {}", known.join(", "))));
+        }
+        for (name, text) in BUILT_IN {
+            let text = own.get(*name).cloned().unwrap_or_else(|| (*text).to_owned());
+            environment.add_template_owned(*name, text).map_err(|it| broken(name, &it))?;
+        }
+        Ok(Self { environment })
+    }
+
+    /// The template with the values of `context` filled in.
+    ///
+    /// # Errors
+    /// `BadInput` with the template's own line.
+    pub fn render(&self, name: &str, context: impl Serialize) -> Result<String, Failure> {
+        let template = self.environment.get_template(name).map_err(|it| broken(name, &it))?;
+        template.render(context).map_err(|it| broken(name, &it))
+    }
+}
+
+fn broken(name: &str, error: &minijinja::Error) -> Failure {
+    let line = error.line().map(|it| format!(":{it}")).unwrap_or_default();
+    let detail = error.detail().map(|it| format!(": {it}")).unwrap_or_default();
+    Failure::new(FailureKind::BadInput, format!("shaders/{name}{line}: {}{detail}", error.kind()))
+}
