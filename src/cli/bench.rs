@@ -94,7 +94,11 @@ fn compile(asked: &mut Asked<'_>, asker: &Asker, args: &MatmulArgs, cpu: &CpuFac
     let plan = action::propose(&stages, cpu, &name, "cpu");
     let plan = serde_json::to_vec(&plan).map_err(|error| Error::environment(error.to_string()))?;
     inputs.insert(blob::PLAN.to_owned(), asker.cas.put(&plan)?);
-    asked.action(ActionKind::Compile { cpu: cpu.clone() }, inputs, StepKind::Compile)
+    asked.action(
+        ActionKind::Compile { device: cpu.clone().into(), shaders: BTreeMap::new() },
+        inputs,
+        StepKind::Compile,
+    )
 }
 
 /// 10^9 operations a second.

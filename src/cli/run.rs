@@ -59,7 +59,13 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
         inputs.insert(blob::TENSORS.to_owned(), asker.cas.put(&bytes)?);
     }
     let block = opened.blocks[0].spec.clone();
-    let action = ActionKind::Run { block, threads: verify.threads, seed: args.seed, stages: args.stages };
+    let action = ActionKind::Run {
+        block,
+        device: opened.cpu.clone().into(),
+        threads: verify.threads,
+        seed: args.seed,
+        stages: args.stages,
+    };
     let bytes = asker.with(|asked| {
         let outputs = asked.action(action, inputs, StepKind::Benchmark)?;
         asked.bytes(&outputs, blob::TENSORS)

@@ -13,7 +13,7 @@ use crate::{
         graph::{BlockTarget, StepKind},
         report::{model::Verification, terminal},
     },
-    host::CpuFacts,
+    host::{CpuFacts, Device},
     manifest::{error::SourceFile, spec::Origin},
     plan::{Plan, read, stage::StageGraph},
     protocol::{
@@ -75,7 +75,7 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
         plan: &plan,
         plan_bytes: &plan_bytes,
         kernel: kernel.as_deref().map(|it| it.text.as_bytes()),
-        cpu: &CpuFacts::detect(),
+        device: &CpuFacts::detect().into(),
         timeout: args.timeout.map(Duration::from_secs),
         seed: args.seed,
         corpus: &project.cases,
@@ -151,7 +151,7 @@ struct Trial<'a> {
     plan_bytes: &'a [u8],
     /// The MLIR to judge instead of the generated.
     kernel: Option<&'a [u8]>,
-    cpu: &'a CpuFacts,
+    device: &'a Device,
     timeout: Option<Duration>,
     seed: Option<u64>,
     corpus: &'a [Case],
@@ -170,10 +170,10 @@ impl Trial<'_> {
         if let Some(text) = self.kernel {
             inputs.insert(blob::LOWERED.to_owned(), asker.cas.put(text)?);
         }
-        let (plan, cpu, threads) = (self.plan, self.cpu, *threads);
+        let (plan, device, threads) = (self.plan, self.device, *threads);
         let mut subject =
-            Subject { plan, plan_digest, block: spec, stages: &stages, object: None, cpu, threads, seed: None };
-        let compile = ActionKind::Compile { cpu: cpu.clone() };
+            Subject { plan, plan_digest, block: spec, stages: &stages, object: None, device, threads, seed: None };
+        let compile = ActionKind::Compile { device: device.clone(), shaders: BTreeMap::new() };
         match attempt(asked, compile, &inputs, action::limits(StepKind::Compile))? {
             Ok(outputs) => inputs.extend(outputs),
             Err((failure, wall)) => return rejected(&subject, failure, wall),
@@ -186,7 +186,7 @@ impl Trial<'_> {
         if let Some(timeout) = self.timeout {
             limits.wall_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         }
-        let verify = ActionKind::Verify { block, cpu: cpu.clone(), threads, seed, corpus: self.corpus.to_vec() };
+        let verify = ActionKind::Verify { block, device: device.clone(), threads, seed, corpus: self.corpus.to_vec() };
         match attempt(asked, verify, &inputs, limits)? {
             Ok(outputs) => Ok((asked.value(&outputs, blob::AUDIT)?, None)),
             Err((failure, _)) if failure.outputs.contains_key(blob::AUDIT) => {

@@ -4,9 +4,12 @@
 use super::{
     Plan,
     schedule::{AttentionSchedule, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, Schedule},
-    stage::{Stage, StageOp},
+    stage::{Stage, StageGraph, StageOp},
 };
-use crate::host::CpuFacts;
+use crate::{
+    host::{CpuFacts, Device},
+    manifest::spec::Dtype,
+};
 
 /// A knob outside its limits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,20 +34,37 @@ pub enum PlanError {
     Violation(#[from] Violation),
 }
 
-/// The schedule that `stage` is generated with: the plan's where a pass asked for one, else the plain one; checked.
-pub fn resolve(stage: &Stage, plan: &Plan, cpu: &CpuFacts) -> Result<Schedule, PlanError> {
+/// The schedule that `stage` of `graph` is generated with: the plan's where a pass asked for one, else the plain one; checked.
+pub fn resolve(graph: &StageGraph, stage: &Stage, plan: &Plan, device: &Device) -> Result<Schedule, PlanError> {
+    let dtype = graph.tensor(stage.output).dtype;
     let schedule = if stage.scheduled {
         let missing = || PlanError::Missing { stage: stage.name.clone(), op: stage.op.name().to_owned() };
         plan.stages.get(&stage.name).ok_or_else(missing)?.clone()
     } else {
-        Schedule::plain(&stage.op, cpu.lanes)
+        Schedule::plain(&stage.op, dtype, device)
     };
-    check(stage, &schedule, cpu)?;
+    check(stage, dtype, &schedule, device)?;
     Ok(schedule)
 }
 
-/// Checks every constraint of `schedule` for `stage` on `cpu`.
-pub fn check(stage: &Stage, schedule: &Schedule, cpu: &CpuFacts) -> Result<(), PlanError> {
+/// Checks every constraint of `schedule` for `stage`, whose tensors have this type, on `device`.
+pub fn check(stage: &Stage, dtype: Dtype, schedule: &Schedule, device: &Device) -> Result<(), PlanError> {
+    match device {
+        Device::Cpu(cpu) => check_cpu(stage, schedule, cpu),
+        Device::Gpu(gpu) => super::gpu::check(stage, dtype, schedule, gpu),
+    }
+}
+
+/// `schedule` is of no kernel that computes `stage`.
+pub(super) fn wrong_kind(stage: &Stage, schedule: &Schedule) -> PlanError {
+    PlanError::WrongKind {
+        stage: stage.name.clone(),
+        op: stage.op.name().to_owned(),
+        schedule: schedule.name().to_owned(),
+    }
+}
+
+fn check_cpu(stage: &Stage, schedule: &Schedule, cpu: &CpuFacts) -> Result<(), PlanError> {
     let knobs = Knobs { stage: &stage.name, cpu };
     match (&stage.op, schedule) {
         (StageOp::Matmul { .. }, Schedule::Matmul(it)) => knobs.matmul("", it)?,
@@ -62,13 +82,7 @@ pub fn check(stage: &Stage, schedule: &Schedule, cpu: &CpuFacts) -> Result<(), P
             knobs.lanes("lanes", *lanes)?;
             knobs.range("unroll", *unroll, 1, 8, "written-out copies of the loop body")?;
         }
-        (op, schedule) => {
-            return Err(PlanError::WrongKind {
-                stage: stage.name.clone(),
-                op: op.name().to_owned(),
-                schedule: schedule.name().to_owned(),
-            });
-        }
+        (_, schedule) => return Err(wrong_kind(stage, schedule)),
     }
     Ok(())
 }

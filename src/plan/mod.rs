@@ -71,7 +71,10 @@ fn flatten(prefix: &str, value: &Value, words: &mut Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::{schedule::Schedule, stage::StageOp, *};
-    use crate::manifest::spec::Activation;
+    use crate::{
+        host::CpuFacts,
+        manifest::spec::{Activation, Dtype},
+    };
 
     #[test]
     fn shape_and_knobs_are_one_line() {
@@ -86,7 +89,8 @@ mod tests {
             bias: false,
             residual: false,
         };
-        let text = one_line(&Schedule::plain(&mlp, 8));
+        let cpu = CpuFacts { lanes: 8, ..CpuFacts::detect() };
+        let text = one_line(&Schedule::plain(&mlp, Dtype::F32, &cpu.into()));
         assert!(text.starts_with("mlp ") && text.contains(" up.mr=1 ") && text.contains("down.pack-b=never"), "{text}");
     }
 }

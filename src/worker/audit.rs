@@ -3,7 +3,7 @@
 use crate::verify;
 use kernelforge::{
     digest::Digest,
-    host::CpuFacts,
+    host::{CpuFacts, Device},
     protocol::{
         Failure, FailureKind, Gate, GateResult, GateStatus,
         audit::{Audit, Rejection, Subject, Uncovered},
@@ -20,9 +20,9 @@ pub fn verify(
     object: Digest,
     plan_digest: Digest,
 ) -> Result<(Audit, Option<Failure>), Failure> {
-    let verify::Request { plan, block, cpu, threads, seed, .. } = *request;
+    let verify::Request { plan, block, device, threads, seed, .. } = *request;
     let stages = &request.kernel.graph;
-    let subject = Subject { plan, plan_digest, block, stages, object: Some(object), cpu, threads, seed: Some(seed) };
+    let subject = Subject { plan, plan_digest, block, stages, object: Some(object), device, threads, seed: Some(seed) };
     let start = Instant::now();
     let (verdict, failure) = match verify::verify(request) {
         Ok(verdict) => {
@@ -58,12 +58,12 @@ pub fn here(cpu: &CpuFacts) -> Result<(), Failure> {
     Err(Failure::new(FailureKind::DeviceUnavailable, message))
 }
 
-/// Refuses a kernel that its audit does not allow to be used here.
+/// Refuses a kernel that its audit does not allow to be used on the device with this fingerprint.
 ///
 /// # Errors
 /// `NotVerified`; `DeviceUnavailable` where the audit was made on another device.
-pub fn require(audit: &Audit, object: &Digest, plan: &Digest) -> Result<(), Failure> {
-    audit.covers(object, plan, &CpuFacts::detect().fingerprint()).map_err(|uncovered| {
+pub fn require(audit: &Audit, object: &Digest, plan: &Digest, device: &Digest) -> Result<(), Failure> {
+    audit.covers(object, plan, device).map_err(|uncovered| {
         let kind = match uncovered {
             Uncovered::Device { .. } => FailureKind::DeviceUnavailable,
             _ => FailureKind::NotVerified,

@@ -11,7 +11,7 @@ use crate::{
         search,
     },
     digest::Digest,
-    host::CpuFacts,
+    host::{CpuFacts, Device},
     manifest::spec::Origin,
     plan::{PLAN_VERSION, Plan, Provenance, kernel::Kernel, stage::StageGraph},
     protocol::{
@@ -126,7 +126,7 @@ fn perform(
 
 /// A failed verification with its audit. Where the kernel took the worker with it, nobody else is left to write one.
 fn audited(store: &Store, request: &Request, failure: Failure, wall: Duration) -> Failure {
-    let ActionKind::Verify { block, cpu, threads, seed, .. } = &request.kind else { return failure };
+    let ActionKind::Verify { block, device, threads, seed, .. } = &request.kind else { return failure };
     let (plan_digest, object) = (request.inputs.get(blob::PLAN), request.inputs.get(blob::OBJECT));
     let (Some(&plan_digest), false) = (plan_digest, failure.outputs.contains_key(blob::AUDIT)) else { return failure };
     let Some(rejection) = Rejection::of(&failure, None) else { return failure };
@@ -134,7 +134,7 @@ fn audited(store: &Store, request: &Request, failure: Failure, wall: Duration) -
         let plan: Plan = read(store, &request.inputs, blob::PLAN)?;
         let kernel: Kernel = read(store, &request.inputs, blob::KERNEL)?;
         let (plan, stages, object, threads, seed) = (&plan, &kernel.graph, object.copied(), *threads, Some(*seed));
-        let subject = Subject { plan, plan_digest, block, stages, object, cpu, threads, seed };
+        let subject = Subject { plan, plan_digest, block, stages, object, device, threads, seed };
         let bytes = pretty(&subject.audit(None, Some(rejection), wall))?;
         store.cas.put(&bytes).map_err(|error| Failure::new(FailureKind::Io, error.to_string()))
     };
@@ -162,7 +162,7 @@ fn action(workspace: &Workspace<'_>, step: &Step) -> Option<Result<ActionKind, F
             .map(|(block, origins)| make(block, origins))
             .ok_or_else(|| Failure::new(FailureKind::Internal, format!("step `{}` is about no block", step.identity())))
     };
-    let cpu = || cpu.clone();
+    let device = || Device::Cpu(cpu.clone());
     Some(match step.kind {
         StepKind::Ir => block(&|it, origins| ActionKind::Ir {
             name: it.name.clone(),
@@ -170,18 +170,18 @@ fn action(workspace: &Workspace<'_>, step: &Step) -> Option<Result<ActionKind, F
             passes: it.passes.clone(),
             origins: origins.clone(),
         }),
-        StepKind::Compile => Ok(ActionKind::Compile { cpu: cpu() }),
+        StepKind::Compile => Ok(ActionKind::Compile { device: device(), shaders: BTreeMap::new() }),
         StepKind::Verify => {
             let (seed, corpus) = (rules.seed, &rules.corpus);
             block(&|it, _| ActionKind::Verify {
                 block: it.spec.clone(),
-                cpu: cpu(),
+                device: device(),
                 threads,
                 seed,
                 corpus: corpus.clone(),
             })
         }
-        StepKind::Benchmark => Ok(ActionKind::Benchmark { cpu: cpu(), threads, time_ms: rules.benchmark_ms }),
+        StepKind::Benchmark => Ok(ActionKind::Benchmark { device: device(), threads, time_ms: rules.benchmark_ms }),
         StepKind::Plan | StepKind::Report => return None,
     })
 }
@@ -217,7 +217,7 @@ fn report(
         block: &block.name,
         target: &step.target,
         spec: &block.spec,
-        cpu: workspace.cpu,
+        device: &workspace.cpu.clone().into(),
         stages: &read(store, inputs, blob::STAGES)?,
         passes: &read::<Vec<PassReport>>(store, inputs, blob::PASSES)?,
         plan: &read(store, inputs, blob::PLAN)?,

@@ -10,7 +10,7 @@ use crate::{
         graph::StepKind,
     },
     digest::Digest,
-    host::CpuFacts,
+    host::{CpuFacts, Device},
     protocol::{
         ActionKind, Failure, FailureKind, Limits, blob,
         corpus::{Case, Witness},
@@ -93,7 +93,8 @@ impl Laboratory<'_> {
             Ok(seat.execute(&request)?.map_err(failed)?.outputs)
         };
         let Subject { name, spec, passes, threads, .. } = subject;
-        let (block, passes, threads, cpu, seed) = (spec.clone(), passes.clone(), *threads, self.cpu.clone(), self.seed);
+        let (block, passes, threads, seed) = (spec.clone(), passes.clone(), *threads, self.seed);
+        let device = Device::Cpu(self.cpu.clone());
         let ir = ActionKind::Ir {
             name: name.clone(),
             block: block.clone(),
@@ -105,11 +106,15 @@ impl Laboratory<'_> {
         let plan = serde_json::to_vec_pretty(&plan).map_err(|error| failed(internal(error.to_string())))?;
         let plan = self.cas.put(&plan).map_err(|error| failed(Failure::new(FailureKind::Io, error.to_string())))?;
         inputs.insert(blob::PLAN.to_owned(), plan);
-        inputs.extend(ask(ActionKind::Compile { cpu: cpu.clone() }, &inputs, StepKind::Compile)?);
+        inputs.extend(ask(
+            ActionKind::Compile { device: device.clone(), shaders: BTreeMap::new() },
+            &inputs,
+            StepKind::Compile,
+        )?);
         let corpus = self.corpus.to_vec();
-        let verify = ActionKind::Verify { block: block.clone(), cpu: cpu.clone(), threads, seed, corpus };
+        let verify = ActionKind::Verify { block: block.clone(), device: device.clone(), threads, seed, corpus };
         ask(verify, &inputs, StepKind::Verify)?;
-        let listed = ask(ActionKind::ListMutants { block, passes, cpu }, &inputs, StepKind::Ir)?;
+        let listed = ask(ActionKind::ListMutants { block, passes, device }, &inputs, StepKind::Ir)?;
         let mutants = self.read(subject, &listed, blob::MUTANTS)?;
         Ok(Prepared { subject: subject.clone(), inputs, mutants })
     }
@@ -152,7 +157,7 @@ impl Laboratory<'_> {
         let kind = ActionKind::Mutant {
             block: spec.clone(),
             passes: passes.clone(),
-            cpu: self.cpu.clone(),
+            device: self.cpu.clone().into(),
             threads: *threads,
             seed: self.seed,
             corpus: self.corpus.to_vec(),

@@ -5,7 +5,7 @@ use super::{
 };
 use crate::{
     digest::Digest,
-    host::CpuFacts,
+    host::{CpuFacts, Device},
     manifest::spec::{BlockSpec, Dtype, NormKind, NormSpec, Pass},
     plan::{
         PLAN_VERSION, Plan, Provenance,
@@ -70,8 +70,8 @@ fn stages() -> StageGraph {
     }
 }
 
-fn cpu() -> CpuFacts {
-    CpuFacts {
+fn device() -> Device {
+    Device::Cpu(CpuFacts {
         arch: "x86_64".to_owned(),
         model: "Example CPU".to_owned(),
         isa: vec!["avx2".to_owned(), "fma".to_owned()],
@@ -81,7 +81,7 @@ fn cpu() -> CpuFacts {
         l2: 512 << 10,
         l3: 0,
         cores: 2,
-    }
+    })
 }
 
 fn plan() -> Plan {
@@ -119,7 +119,7 @@ fn report(verdict: &Verdict) -> BlockReport {
         block: "micro",
         target: "cpu",
         spec: &spec(),
-        cpu: &cpu(),
+        device: &device(),
         stages: &stages(),
         passes: &[PassReport { pass: Pass::TileMatmul, created: 0, changed: 1, erased: 0 }],
         plan: &plan(),
@@ -207,10 +207,11 @@ fn times_have_three_digits_and_a_fitting_unit() {
 fn audit(verdict: Verdict, rejection: Option<Rejection>) -> Audit {
     let mut plan = plan();
     let stages = stages();
-    plan.stages.insert("matmul".to_owned(), Schedule::plain(&stages.stages[0].op, 8));
+    plan.stages.insert("matmul".to_owned(), Schedule::plain(&stages.stages[0].op, Dtype::F32, &device()));
     let (object, plan_digest) = (Some(Digest::of(b"object")), Digest::of(b"plan"));
-    let (block, cpu) = (&spec(), &cpu());
-    let subject = Subject { plan: &plan, plan_digest, block, stages: &stages, object, cpu, threads: 1, seed: Some(7) };
+    let (block, device) = (&spec(), &device());
+    let subject =
+        Subject { plan: &plan, plan_digest, block, stages: &stages, object, device, threads: 1, seed: Some(7) };
     subject.audit(Some(verdict), rejection, Duration::from_micros(12_340))
 }
 

@@ -108,9 +108,13 @@ fn attention(seq: usize, head_dim: usize, cpu: &CpuFacts) -> AttentionSchedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{
-        constraint,
-        stage::{Stage, TensorId},
+    use crate::{
+        host::Device,
+        manifest::spec::Dtype,
+        plan::{
+            constraint,
+            stage::{Stage, TensorId},
+        },
     };
     use proptest::prelude::*;
 
@@ -152,11 +156,11 @@ mod tests {
         #[test]
         fn every_proposal_is_legal(op in ops(), machine in 0usize..3) {
             let cpu = [cpu(16, 32, 1 << 20), cpu(8, 16, 256 << 10), cpu(4, 32, 512 << 10)][machine].clone();
-            let schedule = schedule(&op, &cpu);
+            let (schedule, device) = (schedule(&op, &cpu), Device::from(cpu));
             let stage = Stage { name: "s".into(), op, inputs: vec![], output: TensorId(0), scheduled: true };
-            prop_assert_eq!(constraint::check(&stage, &schedule, &cpu), Ok(()));
-            let plain = Schedule::plain(&stage.op, cpu.lanes);
-            prop_assert_eq!(constraint::check(&stage, &plain, &cpu), Ok(()));
+            prop_assert_eq!(constraint::check(&stage, Dtype::F32, &schedule, &device), Ok(()));
+            let plain = Schedule::plain(&stage.op, Dtype::F32, &device);
+            prop_assert_eq!(constraint::check(&stage, Dtype::F32, &plain, &device), Ok(()));
         }
     }
 

@@ -263,7 +263,20 @@ impl Subject<'_> {
         // A mutant of the code is no other generator: its plan at other shapes would be the original's.
         let generated = plan != self.plan || kernel.graph != self.kernel.graph;
         let block = self.block;
-        verify_loaded(&Request { object, kernel, plan, block, cpu: self.cpu, threads, seed, corpus, generated }, load)
+        verify_loaded(
+            &Request {
+                object,
+                kernel,
+                plan,
+                block,
+                device: &self.cpu.clone().into(),
+                threads,
+                seed,
+                corpus,
+                generated,
+            },
+            load,
+        )
     }
 }
 

@@ -100,7 +100,7 @@ struct Tried {
 /// Compiles and verifies a subject: the number of its gate results, all of them passed; `None` for an illegal schedule.
 fn judge(subject: &Subject, cpu: &CpuFacts) -> Result<Option<usize>, TestCaseError> {
     let (graph, plan) = subject.planned();
-    if graph.stages.iter().any(|it| constraint::resolve(it, &plan, cpu).is_err()) {
+    if graph.stages.iter().any(|it| constraint::resolve(&graph, it, &plan, &cpu.clone().into()).is_err()) {
         return Ok(None);
     }
     let fail = |it: Failure| TestCaseError::fail(format!("{it}\n{}", it.detail));
@@ -110,7 +110,7 @@ fn judge(subject: &Subject, cpu: &CpuFacts) -> Result<Option<usize>, TestCaseErr
         kernel: &compiled.kernel,
         plan: &plan,
         block: &subject.block,
-        cpu,
+        device: &cpu.clone().into(),
         threads: subject.threads,
         seed: subject.seed,
         corpus: &[],

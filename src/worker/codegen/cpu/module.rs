@@ -12,7 +12,7 @@ use super::{
     norm::{self, Norm},
 };
 use kernelforge::{
-    host::CpuFacts,
+    host::{CpuFacts, Device},
     plan::{
         Plan, constraint,
         kernel::{Arg, Entry, KERNEL_VERSION, Kernel, Packed},
@@ -36,9 +36,10 @@ pub fn generate(graph: &StageGraph, plan: &Plan, cpu: &CpuFacts) -> Result<(Stri
         packed: Vec::new(),
         packed_by: BTreeMap::new(),
     };
+    let device = Device::Cpu(cpu.clone());
     let mut stages = Vec::new();
     for stage in &graph.stages {
-        let schedule = constraint::resolve(stage, plan, cpu)
+        let schedule = constraint::resolve(graph, stage, plan, &device)
             .map_err(|it| Failure::new(FailureKind::IllegalPlan, it.to_string()).at_stage(&stage.name))?;
         stages.push(module.stage(stage, &schedule)?);
     }

@@ -4,25 +4,22 @@
 //! rounding bound in memory between protected pages.
 
 use super::Judged;
-use crate::{
-    codegen::{self, cpu::compile},
-    device::{cpu::LoadedKernel, guard::Edge},
-    verify::{
-        candidate::{Call, Candidate, Compiled, Tensors},
-        inputs,
-        reference::Detail,
-        tally::Tally,
-    },
+use crate::verify::{
+    Maker,
+    candidate::{Call, Candidate},
+    inputs,
+    reference::Detail,
+    tally::Tally,
 };
 use kernelforge::{
-    host::CpuFacts,
+    host::Device,
     manifest::spec::Dtype,
     plan::{
         Plan, constraint,
         schedule::{AttentionSchedule, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, Schedule},
         stage::{Role, Stage, StageGraph, StageOp, Tensor, TensorId},
     },
-    protocol::{Failure, Gate, GateResult},
+    protocol::{Failure, FailureKind, Gate, GateResult},
 };
 
 /// One stage of the block, and the variant of it that stands for it.
@@ -36,29 +33,23 @@ struct Variant<'a> {
 ///
 /// # Errors
 /// `OutOfMemory`, `Internal`. A schedule that cannot be generated for a shape is a result that failed.
-pub fn check(graph: &StageGraph, plan: &Plan, cpu: &CpuFacts, seed: u64) -> Result<Vec<GateResult>, Failure> {
-    check_compiled(graph, plan, cpu, seed, compile)
-}
-
-fn check_compiled(
-    graph: &StageGraph,
-    plan: &Plan,
-    cpu: &CpuFacts,
-    seed: u64,
-    compile: impl FnOnce(&StageGraph, &Plan, &CpuFacts) -> Result<codegen::Compiled, Failure>,
-) -> Result<Vec<GateResult>, Failure> {
-    let (variants, shaped, shaped_plan) = variants(graph, plan, cpu);
-    let compiled = match compile(&shaped, &shaped_plan, cpu) {
-        Ok(compiled) => compiled,
-        Err(failure) => {
+pub fn check(graph: &StageGraph, plan: &Plan, maker: &dyn Maker, seed: u64) -> Result<Vec<GateResult>, Failure> {
+    let (variants, shaped, shaped_plan) = variants(graph, plan, maker.device());
+    let mut results = Vec::new();
+    let made = maker.make(&shaped, &shaped_plan, &mut |candidate| results = judge(candidate, &variants, seed));
+    match made {
+        Ok(()) => Ok(results),
+        Err(failure) if matches!(failure.kind, FailureKind::IllegalPlan | FailureKind::Codegen) => {
             let mut tally = Tally::default();
             tally.expect(false, || format!("the plan cannot be generated for other shapes: {}", failure.message));
-            return Ok(vec![tally.result(Gate::V5Shapes, failure.stage.as_deref(), "other shapes")]);
+            Ok(vec![tally.result(Gate::V5Shapes, failure.stage.as_deref(), "other shapes")])
         }
-    };
-    let loaded = LoadedKernel::load(&compiled.object, compiled.kernel)?;
-    let mut candidate = Compiled::new(&loaded, 1, Some(Edge::End))?;
-    inputs::fill(&mut candidate, 0.0, seed);
+        Err(failure) => Err(failure),
+    }
+}
+
+fn judge(candidate: &mut dyn Candidate, variants: &[Variant<'_>], seed: u64) -> Vec<GateResult> {
+    inputs::fill(candidate, 0.0, seed);
     candidate.prepare();
     candidate.poison(f32::NAN);
     let mut results = Vec::new();
@@ -67,7 +58,7 @@ fn check_compiled(
         let stage = &candidate.graph().stages[index];
         let rows: Vec<usize> = (0..crate::verify::coverage::output_shape(&stage.op).0).collect();
         let judged = Judged { gate: Gate::V5Shapes, stage, case, detail: Detail::Bound, seed };
-        let judged = judged.judge(&candidate, &rows);
+        let judged = judged.judge(candidate, &rows);
         results.extend(judged.into_iter().map(|it| GateResult { stage: Some(of.name.clone()), ..it }));
     }
     for left in candidate.escapes() {
@@ -79,17 +70,17 @@ fn check_compiled(
         tally.expect(false, || format!("the kernel {} {}", left.escape.text(), left.buffer));
         results.push(tally.result(Gate::V5Shapes, stage, case));
     }
-    Ok(results)
+    results
 }
 
 /// One graph of independent stages, with the plan's schedules.
-fn variants<'a>(graph: &'a StageGraph, plan: &Plan, cpu: &CpuFacts) -> (Vec<Variant<'a>>, StageGraph, Plan) {
+fn variants<'a>(graph: &'a StageGraph, plan: &Plan, device: &Device) -> (Vec<Variant<'a>>, StageGraph, Plan) {
     let mut variants = Vec::new();
     let mut shaped = StageGraph { block: "shapes".to_owned(), tensors: Vec::new(), stages: Vec::new() };
     let mut shaped_plan = Plan { stages: Default::default(), ..plan.clone() };
     let mut seen: Vec<(StageOp, Schedule)> = Vec::new();
     for of in &graph.stages {
-        let Ok(schedule) = constraint::resolve(of, plan, cpu) else { continue };
+        let Ok(schedule) = constraint::resolve(graph, of, plan, device) else { continue };
         for (op, case) in shapes(&of.op, &schedule) {
             if seen.contains(&(op.clone(), schedule.clone())) {
                 continue;
@@ -217,13 +208,35 @@ fn push(graph: &mut StageGraph, stage: &str, op: StageOp) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verify::samples;
+    use crate::{
+        codegen::{self, cpu::compile},
+        verify::{Cpu, samples},
+    };
     use kernelforge::{
+        host::CpuFacts,
         plan::{PLAN_VERSION, Provenance},
         protocol::{FailureKind, GateStatus},
     };
 
-    fn plain() -> (StageGraph, Plan, CpuFacts) {
+    /// Has its code written by `compile`.
+    struct Sabotaged<F>(Device, F);
+
+    impl<F: Fn(&StageGraph, &Plan, &CpuFacts) -> Result<codegen::Compiled, Failure>> Maker for Sabotaged<F> {
+        fn device(&self) -> &Device {
+            &self.0
+        }
+
+        fn make(
+            &self,
+            graph: &StageGraph,
+            plan: &Plan,
+            act: &mut dyn FnMut(&mut dyn Candidate),
+        ) -> Result<(), Failure> {
+            Cpu::run(self.1(graph, plan, &CpuFacts::detect())?, act)
+        }
+    }
+
+    fn plain() -> (StageGraph, Plan, Device) {
         let mut graph = samples::graph(&samples::gpt());
         // Without a pass every stage has its plain schedule, and a plan schedules nothing.
         graph.stages.iter_mut().for_each(|it| it.scheduled = false);
@@ -234,13 +247,13 @@ mod tests {
             provenance: Provenance { strategy: "test".to_owned(), trials: 0 },
             stages: Default::default(),
         };
-        (graph, plan, CpuFacts::detect())
+        (graph, plan, CpuFacts::detect().into())
     }
 
     #[test]
     fn every_kind_of_stage_is_judged_at_other_shapes() {
-        let (graph, plan, cpu) = plain();
-        let results = check(&graph, &plan, &cpu, 5).unwrap();
+        let (graph, plan, device) = plain();
+        let results = check(&graph, &plan, &Sabotaged(device, compile), 5).unwrap();
         assert!(results.iter().all(|it| it.status == GateStatus::Passed), "{results:#?}");
         for stage in &graph.stages {
             let same = |it: &&GateResult| {
@@ -253,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_generator_that_is_wrong_for_one_row_is_found_out() {
-        let (graph, plan, cpu) = plain();
+        let (graph, plan, device) = plain();
         // Where the block has several rows the code is right.
         let wrong = |graph: &StageGraph, plan: &Plan, cpu: &CpuFacts| {
             let mut other = graph.clone();
@@ -266,7 +279,7 @@ mod tests {
             let kernel = kernelforge::plan::kernel::Kernel { graph: graph.clone(), ..compiled.kernel };
             Ok(codegen::Compiled { kernel, ..compiled })
         };
-        let results = check_compiled(&graph, &plan, &cpu, 5, wrong).unwrap();
+        let results = check(&graph, &plan, &Sabotaged(device, wrong), 5).unwrap();
         let failed: Vec<_> = results.iter().filter(|it| it.status != GateStatus::Passed).collect();
         assert!(
             failed.iter().all(|it| it.stage.as_deref() == Some("norm1") && it.case.starts_with("1x")),
@@ -277,9 +290,9 @@ mod tests {
 
     #[test]
     fn a_schedule_that_cannot_be_generated_is_a_result_and_no_error() {
-        let (graph, plan, cpu) = plain();
+        let (graph, plan, device) = plain();
         let refuse = |_: &StageGraph, _: &Plan, _: &CpuFacts| Err(Failure::new(FailureKind::Codegen, "no such tile"));
-        let results = check_compiled(&graph, &plan, &cpu, 5, refuse).unwrap();
+        let results = check(&graph, &plan, &Sabotaged(device, refuse), 5).unwrap();
         assert_eq!((results.len(), results[0].status), (1, GateStatus::Failed));
         assert!(results[0].message.ends_with("other shapes: no such tile"), "{}", results[0].message);
     }
