@@ -12,6 +12,15 @@ use super::{
 };
 use crate::{host::gpu::GpuFacts, manifest::spec::Dtype};
 
+/// The built-in WGSL templates, `shaders/` without the folder. A project may replace each by a file of its name.
+pub const TEMPLATES: &[&str] = &["math.wgsl"];
+
+/// The templates that a stage with this schedule is rendered from, shared ones included, in the order of their names.
+pub fn templates(op: &StageOp, dtype: Dtype, schedule: &Schedule) -> Vec<&'static str> {
+    let _ = (op, dtype, schedule);
+    Vec::new()
+}
+
 /// Checks every constraint of `schedule` for `stage`, whose tensors have this type.
 pub fn check(stage: &Stage, dtype: Dtype, schedule: &Schedule, gpu: &GpuFacts) -> Result<(), PlanError> {
     let _ = (dtype, gpu);

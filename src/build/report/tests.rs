@@ -91,6 +91,7 @@ fn plan() -> Plan {
         target: "cpu".to_owned(),
         provenance: Provenance { strategy: "heuristic".to_owned(), trials: 0 },
         stages: BTreeMap::new(),
+        shaders: BTreeMap::new(),
     }
 }
 

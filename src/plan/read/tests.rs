@@ -40,6 +40,7 @@ fn plan() -> Plan {
         target: "cpu".to_owned(),
         provenance: Provenance { strategy: "heuristic".to_owned(), trials: 3 },
         stages: stages.into_iter().map(|(name, schedule)| (name.to_owned(), schedule)).collect(),
+        shaders: BTreeMap::new(),
     }
 }
 
