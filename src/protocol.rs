@@ -306,11 +306,26 @@ pub struct StageBenchmark {
     pub bytes: u64,
 }
 
+/// What a time was read off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Clock {
+    /// The host's clock around the calls.
+    #[default]
+    Host,
+    /// The device's own timestamps around the run.
+    Device,
+    /// The host's clock from the submission to its end, because the device has no timestamps or the host has a part in the run.
+    HostAroundSubmission,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Benchmark {
     pub version: u32,
     pub threads: usize,
+    #[serde(default)]
+    pub clock: Clock,
     /// Measured in the same interleaved rounds, so that a share of them says something on a machine whose clock drifts.
     pub ceilings: Ceilings,
     pub block: StageBenchmark,

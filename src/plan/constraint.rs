@@ -65,7 +65,7 @@ pub(super) fn wrong_kind(stage: &Stage, schedule: &Schedule) -> PlanError {
 }
 
 fn check_cpu(stage: &Stage, schedule: &Schedule, cpu: &CpuFacts) -> Result<(), PlanError> {
-    let knobs = Knobs { stage: &stage.name, cpu };
+    let knobs = Knobs { numbers: Numbers { stage: &stage.name }, cpu };
     match (&stage.op, schedule) {
         (StageOp::Matmul { .. }, Schedule::Matmul(it)) => knobs.matmul("", it)?,
         (StageOp::Mlp { .. }, Schedule::Mlp(it)) => knobs.mlp(it)?,
@@ -87,30 +87,45 @@ fn check_cpu(stage: &Stage, schedule: &Schedule, cpu: &CpuFacts) -> Result<(), P
     Ok(())
 }
 
-struct Knobs<'a> {
-    stage: &'a str,
-    cpu: &'a CpuFacts,
+/// The knobs of one stage against limits that are plain numbers, whatever the device.
+pub(super) struct Numbers<'a> {
+    pub stage: &'a str,
 }
 
-impl Knobs<'_> {
-    fn violation(&self, knob: &str, value: impl ToString, rule: impl Into<String>) -> Violation {
+impl Numbers<'_> {
+    pub fn violation(&self, knob: &str, value: impl ToString, rule: impl Into<String>) -> Violation {
         Violation { stage: self.stage.to_owned(), knob: knob.to_owned(), value: value.to_string(), rule: rule.into() }
     }
 
-    fn range(&self, knob: &str, value: usize, low: usize, high: usize, why: &str) -> Result<(), Violation> {
+    pub fn range(&self, knob: &str, value: usize, low: usize, high: usize, why: &str) -> Result<(), Violation> {
         if (low..=high).contains(&value) {
             return Ok(());
         }
         Err(self.violation(knob, value, format!("is outside {low}..={high} ({why})")))
     }
 
-    fn multiple(&self, knob: &str, value: usize, of: &str, unit: usize) -> Result<(), Violation> {
+    pub fn multiple(&self, knob: &str, value: usize, of: &str, unit: usize) -> Result<(), Violation> {
         if value > 0 && unit > 0 && value.is_multiple_of(unit) {
             return Ok(());
         }
         Err(self.violation(knob, value, format!("is not a positive multiple of `{of}` = {unit}")))
     }
+}
 
+struct Knobs<'a> {
+    numbers: Numbers<'a>,
+    cpu: &'a CpuFacts,
+}
+
+impl<'a> std::ops::Deref for Knobs<'a> {
+    type Target = Numbers<'a>;
+
+    fn deref(&self) -> &Numbers<'a> {
+        &self.numbers
+    }
+}
+
+impl Knobs<'_> {
     fn lanes(&self, knob: &str, lanes: usize) -> Result<(), Violation> {
         if !lanes.is_power_of_two() {
             return Err(self.violation(knob, lanes, "is not a power of two: vectors have 1, 2, 4, 8 or 16 lanes"));

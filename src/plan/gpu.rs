@@ -2,6 +2,7 @@
 //! constraints that device and shape put on them. Every knob changes the rendered text.
 
 pub mod attention;
+mod device;
 pub mod matmul;
 pub mod rows;
 

@@ -5,7 +5,7 @@ use kernelforge::{
     digest::Digest,
     host::{CpuFacts, Device},
     protocol::{
-        Failure, FailureKind, Gate, GateResult, GateStatus,
+        Failure, FailureKind, Gate, GateResult, GateStatus, Verdict,
         audit::{Audit, Rejection, Subject, Uncovered},
     },
 };
@@ -23,8 +23,19 @@ pub fn verify(
     let verify::Request { plan, block, device, threads, seed, .. } = *request;
     let stages = &request.kernel.graph;
     let subject = Subject { plan, plan_digest, block, stages, object: Some(object), device, threads, seed: Some(seed) };
+    judge(&subject, || verify::verify(request))
+}
+
+/// As [`verify`], of whatever gives a verdict.
+///
+/// # Errors
+/// As [`verify`].
+pub fn judge(
+    subject: &Subject<'_>,
+    verify: impl FnOnce() -> Result<Verdict, Failure>,
+) -> Result<(Audit, Option<Failure>), Failure> {
     let start = Instant::now();
-    let (verdict, failure) = match verify::verify(request) {
+    let (verdict, failure) = match verify() {
         Ok(verdict) => {
             let failure = rejection(&verdict.gates);
             (Some(verdict), failure)

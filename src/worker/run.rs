@@ -42,18 +42,33 @@ pub fn run(request: Request<'_>) -> Result<Vec<u8>, Failure> {
     // Fails early where the system cannot start the threads.
     Threads::new(request.threads)?;
     let mut kernel = Compiled::new(&loaded, request.threads, None)?;
-    inputs::fill(&mut kernel, inputs::rope_theta(request.block), request.seed);
-    if let Some(bytes) = request.tensors {
-        given(&mut kernel, bytes)?;
+    let Request { block, seed, tensors, .. } = request;
+    run_on(&mut kernel, block, seed, tensors, request.stages)
+}
+
+/// As [`run`], on whatever runs.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_on(
+    kernel: &mut dyn Candidate,
+    block: &BlockSpec,
+    seed: u64,
+    tensors: Option<&[u8]>,
+    stages: bool,
+) -> Result<Vec<u8>, Failure> {
+    inputs::fill(kernel, inputs::rope_theta(block), seed);
+    if let Some(bytes) = tensors {
+        given(kernel, bytes)?;
     }
     kernel.prepare();
     kernel.poison(f32::NAN);
-    if request.stages || request.threads > 1 {
+    if stages || kernel.blocks_are_stages() {
         (0..kernel.graph().stages.len()).for_each(|it| kernel.stage(it));
     } else {
         kernel.block();
     }
-    let kept = |it: &Tensor| request.stages || it.role == Role::Output;
+    let kept = |it: &Tensor| stages || it.role == Role::Output;
     let tensors: Vec<_> = kernel.graph().tensors.iter().enumerate().filter(|it| kept(it.1)).collect();
     let bytes: Vec<Vec<u8>> = tensors.iter().map(|it| to_bytes(kernel.tensor(TensorId(it.0)))).collect();
     let views = tensors.iter().zip(&bytes).map(|((_, tensor), bytes)| {
@@ -73,7 +88,7 @@ fn to_bytes(values: &[f32]) -> Vec<u8> {
 }
 
 /// Copies the file's tensors into the kernel's.
-fn given(kernel: &mut Compiled<'_>, bytes: &[u8]) -> Result<(), Failure> {
+fn given(kernel: &mut dyn Candidate, bytes: &[u8]) -> Result<(), Failure> {
     let file = SafeTensors::deserialize(bytes)
         .map_err(|it| Failure::new(FailureKind::BadInput, format!("the input is no safetensors file: {it}")))?;
     let wanted: Vec<_> =

@@ -3,7 +3,7 @@
 //! What is not here: the wall clock (the tool kills a worker that is late) and any state between actions (an action reads
 //! its inputs from the store and leaves its outputs there, so a replaced worker has lost nothing).
 
-use crate::{audit, codegen, ir, limits, measure, mutate, run as run_kernel, verify};
+use crate::{audit, codegen, device, ir, limits, measure, mutate, on_gpu, run as run_kernel, verify};
 use kernelforge::{
     digest::Digest,
     host::{CpuFacts, Device},
@@ -28,7 +28,8 @@ use std::{
     time::Instant,
 };
 
-type Blobs = BTreeMap<&'static str, Vec<u8>>;
+/// Outputs by name.
+pub type Blobs = BTreeMap<&'static str, Vec<u8>>;
 
 /// Answers actions from stdin on stdout until stdin ends.
 pub fn serve(store: &Path, allow_faults: bool) -> ExitCode {
@@ -153,7 +154,7 @@ fn attempt(action: &Action, cas: &Cas, allow_faults: bool) -> Result<Done, Failu
 }
 
 /// A failure, and the blobs that exist all the same.
-struct Rejected {
+pub struct Rejected {
     failure: Failure,
     blobs: Blobs,
 }
@@ -265,26 +266,26 @@ fn dispatch(action: &Action, cas: &Cas, allow_faults: bool) -> Result<Blobs, Rej
     }
 }
 
-fn one(name: &'static str, bytes: Vec<u8>) -> Blobs {
+pub fn one(name: &'static str, bytes: Vec<u8>) -> Blobs {
     Blobs::from([(name, bytes)])
 }
 
 /// Indented, because `out/` shows these bytes to people.
-fn json(value: &impl Serialize) -> Result<Vec<u8>, Failure> {
+pub fn json(value: &impl Serialize) -> Result<Vec<u8>, Failure> {
     let bytes = serde_json::to_vec_pretty(value);
     bytes.map_err(|error| Failure::new(FailureKind::Internal, format!("an output is no JSON: {error}")))
 }
 
 /// The seed of a verification: it follows from the compiled code, so that nobody who proposed the code could know it, and from
 /// what the caller asked for.
-fn drawn(object: &[u8], seed: u64) -> u64 {
+pub fn drawn(object: &[u8], seed: u64) -> u64 {
     let digest = Digest::of(&[object, &seed.to_le_bytes()].concat());
     // 48 bits: a number that JSON and TOML can hold.
     digest.as_bytes().iter().take(6).fold(0, |sum, byte| sum << 8 | u64::from(*byte))
 }
 
 /// The blobs, with the failure if there is one.
-fn judged(blobs: Blobs, failure: Option<Failure>) -> Result<Blobs, Rejected> {
+pub fn judged(blobs: Blobs, failure: Option<Failure>) -> Result<Blobs, Rejected> {
     match failure {
         None => Ok(blobs),
         Some(failure) => Err(Rejected { failure, blobs }),
@@ -292,26 +293,26 @@ fn judged(blobs: Blobs, failure: Option<Failure>) -> Result<Blobs, Rejected> {
 }
 
 /// The action's inputs, read from the store when asked for.
-struct Inputs<'a> {
+pub struct Inputs<'a> {
     action: &'a Action,
-    cas: &'a Cas,
+    pub cas: &'a Cas,
 }
 
 impl Inputs<'_> {
-    fn optional(&self, name: &str) -> Result<Option<Vec<u8>>, Failure> {
+    pub fn optional(&self, name: &str) -> Result<Option<Vec<u8>>, Failure> {
         self.action.inputs.get(name).map(|digest| self.read(name, digest)).transpose()
     }
 
-    fn digest(&self, name: &str) -> Result<Digest, Failure> {
+    pub fn digest(&self, name: &str) -> Result<Digest, Failure> {
         let digest = self.action.inputs.get(name).copied();
         digest.ok_or_else(|| Failure::new(FailureKind::Internal, format!("the action names no input `{name}`")))
     }
 
-    fn bytes(&self, name: &str) -> Result<Vec<u8>, Failure> {
+    pub fn bytes(&self, name: &str) -> Result<Vec<u8>, Failure> {
         self.read(name, &self.digest(name)?)
     }
 
-    fn parse<T: DeserializeOwned>(&self, name: &str) -> Result<T, Failure> {
+    pub fn parse<T: DeserializeOwned>(&self, name: &str) -> Result<T, Failure> {
         let bytes = self.bytes(name)?;
         serde_json::from_slice(&bytes).map_err(|error| {
             Failure::new(FailureKind::Internal, format!("input `{name}` is not what its name says: {error}"))
@@ -319,7 +320,7 @@ impl Inputs<'_> {
     }
 
     /// Refuses the action unless its audit covers its kernel on the device with this fingerprint.
-    fn require_audit(&self, device: &Digest) -> Result<(), Failure> {
+    pub fn require_audit(&self, device: &Digest) -> Result<(), Failure> {
         let refuse =
             |what: &str| Failure::new(FailureKind::NotVerified, format!("the kernel comes without its {what}"));
         let plan = self.action.inputs.get(blob::PLAN).ok_or_else(|| refuse("plan"))?;

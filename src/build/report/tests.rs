@@ -106,6 +106,7 @@ fn report(verdict: &Verdict) -> BlockReport {
         bytes,
     };
     let benchmark = Benchmark {
+        clock: Default::default(),
         version: 1,
         threads: 1,
         ceilings: Ceilings { threads: 1, gflops: 118.0, gigabytes_per_s: 20.0 },

@@ -3,6 +3,8 @@
 //! [`templates`] says which of a project's own shader templates a plan rests on.
 
 pub mod gpu;
+pub mod gpu_attention;
+pub mod gpu_rows;
 pub mod heuristic;
 pub mod templates;
 

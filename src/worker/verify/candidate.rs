@@ -39,6 +39,10 @@ pub trait Candidate: Tensors {
     }
     /// Computes the graph's outputs from its inputs; values in between are not visible.
     fn block(&mut self);
+    /// Running the block is running its stages one after another.
+    fn blocks_are_stages(&self) -> bool {
+        false
+    }
     /// Overwrites values, outputs and working memory; leaves inputs, weights and packed weights.
     fn poison(&mut self, value: f32);
     /// How it left its buffers since this was asked last, for those who can tell.
@@ -147,6 +151,11 @@ impl Candidate for Compiled<'_> {
     fn block(&mut self) {
         announced(&self.names[1], || self.kernel.block(&mut self.memory, &self.alone));
         self.note(Call::Block);
+    }
+
+    fn blocks_are_stages(&self) -> bool {
+        // The block entry is for one thread.
+        self.threads.count() > 1
     }
 
     fn poison(&mut self, value: f32) {

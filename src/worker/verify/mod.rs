@@ -14,6 +14,7 @@ mod coverage;
 mod emulation;
 mod functions;
 mod gates;
+pub mod gpu;
 pub mod inputs;
 #[cfg(test)]
 mod interpreter;

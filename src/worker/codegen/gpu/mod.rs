@@ -4,8 +4,13 @@
 //! templates, keeps each text once, and hands out scratch and packed weights. Everything that a shader needs to know is in its
 //! text: sizes, strides, which edges are ragged. Nothing here touches a device.
 
+pub mod attention;
 mod builder;
+pub mod elementwise;
+pub mod norm;
 mod templates;
+mod text;
 
 pub use builder::Builder;
 pub use templates::Templates;
+use text::{float, index, reads_then_writes, real, storage};

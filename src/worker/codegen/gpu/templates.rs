@@ -2,12 +2,21 @@
 //! same name.
 
 use kernelforge::protocol::{Failure, FailureKind};
-use minijinja::{Environment, UndefinedBehavior, syntax::SyntaxConfig};
+use minijinja::{Environment, UndefinedBehavior, syntax::SyntaxConfig, value::Serde};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// Name and text of every template, `shaders/` without the folder.
-const BUILT_IN: &[(&str, &str)] = &[];
+const BUILT_IN: &[(&str, &str)] = &[
+    ("attention-cooperative.wgsl", include_str!("../../../../shaders/attention-cooperative.wgsl")),
+    ("attention-online.wgsl", include_str!("../../../../shaders/attention-online.wgsl")),
+    ("attention-scores.wgsl", include_str!("../../../../shaders/attention-scores.wgsl")),
+    ("attention-weighted.wgsl", include_str!("../../../../shaders/attention-weighted.wgsl")),
+    ("elementwise.wgsl", include_str!("../../../../shaders/elementwise.wgsl")),
+    ("math.wgsl", include_str!("../../../../shaders/math.wgsl")),
+    ("norm.wgsl", include_str!("../../../../shaders/norm.wgsl")),
+    ("rope.wgsl", include_str!("../../../../shaders/rope.wgsl")),
+];
 
 pub struct Templates {
     environment: Environment<'static>,
@@ -20,11 +29,12 @@ impl Templates {
     /// `BadInput` for a template that does not parse, with its name and line, or that replaces nothing.
     pub fn new(own: &BTreeMap<String, String>) -> Result<Self, Failure> {
         let mut environment = Environment::new();
+        // A line with nothing but a tag leaves nothing behind.
+        let mut syntax = SyntaxConfig::builder();
+        let syntax = syntax.trim_blocks(true).lstrip_blocks(true).build().map_err(|it| broken("", &it))?;
         // WGSL has braces of its own, but no `{{`, `{%` or `{#`.
-        environment.set_syntax(SyntaxConfig::default());
+        environment.set_syntax(syntax);
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
         if let Some(name) = own.keys().find(|it| !BUILT_IN.iter().any(|(name, _)| name == it)) {
             let known: Vec<_> = BUILT_IN.iter().map(|it| it.0).collect();
             let failure = Failure::new(FailureKind::BadInput, format!("shaders/{name}: replaces no built-in template"));
@@ -43,7 +53,7 @@ impl Templates {
     /// `BadInput` with the template's own line.
     pub fn render(&self, name: &str, context: impl Serialize) -> Result<String, Failure> {
         let template = self.environment.get_template(name).map_err(|it| broken(name, &it))?;
-        template.render(context).map_err(|it| broken(name, &it))
+        template.render(Serde(context)).map_err(|it| broken(name, &it))
     }
 }
 
