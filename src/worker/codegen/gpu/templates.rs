@@ -7,7 +7,9 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// Name and text of every template, `shaders/` without the folder.
-const BUILT_IN: &[(&str, &str)] = &[];
+const BUILT_IN: &[(&str, &str)] = &[
+    ("math.wgsl", include_str!("../../../../shaders/math.wgsl")),
+];
 
 pub struct Templates {
     environment: Environment<'static>,
