@@ -65,7 +65,14 @@ pub enum Step {
     Dispatch(Dispatch),
     /// The softmax of attention on the CPU, between two dispatches: what the original tool did. `scores` holds
     /// [batch, heads, rows, keys] f32 logits, scaled, and gets the weights in their place.
-    HostSoftmax { scores: Buffer, batch: usize, heads: usize, rows: usize, keys: usize, causal: bool },
+    HostSoftmax {
+        scores: Buffer,
+        batch: usize,
+        heads: usize,
+        rows: usize,
+        keys: usize,
+        causal: bool,
+    },
 }
 
 /// A weight in the layout that its stages want.

@@ -1,6 +1,7 @@
 //! Proposers of plans. No IO: a proposer sees stages and facts and returns schedules, which the worker checks before it
 //! generates anything. The one strategy so far is the analytic [`heuristic`].
 
+pub mod gpu_matmul;
 pub mod heuristic;
 
 use crate::{

@@ -5,6 +5,8 @@
 //! text: sizes, strides, which edges are ragged. Nothing here touches a device.
 
 mod builder;
+pub mod matmul;
+pub mod mlp;
 mod templates;
 
 pub use builder::Builder;

@@ -2,13 +2,19 @@
 //! same name.
 
 use kernelforge::protocol::{Failure, FailureKind};
-use minijinja::{Environment, UndefinedBehavior, syntax::SyntaxConfig};
+use minijinja::{Environment, UndefinedBehavior, syntax::SyntaxConfig, value::Serde};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// Name and text of every template, `shaders/` without the folder.
 const BUILT_IN: &[(&str, &str)] = &[
     ("math.wgsl", include_str!("../../../../shaders/math.wgsl")),
+    ("epilogue.wgsl", include_str!("../../../../shaders/epilogue.wgsl")),
+    ("matmul-order.wgsl", include_str!("../../../../shaders/matmul-order.wgsl")),
+    ("matmul-tiled.wgsl", include_str!("../../../../shaders/matmul-tiled.wgsl")),
+    ("matmul-cooperative.wgsl", include_str!("../../../../shaders/matmul-cooperative.wgsl")),
+    ("matmul-gemv.wgsl", include_str!("../../../../shaders/matmul-gemv.wgsl")),
+    ("matmul-sum.wgsl", include_str!("../../../../shaders/matmul-sum.wgsl")),
 ];
 
 pub struct Templates {
@@ -22,11 +28,12 @@ impl Templates {
     /// `BadInput` for a template that does not parse, with its name and line, or that replaces nothing.
     pub fn new(own: &BTreeMap<String, String>) -> Result<Self, Failure> {
         let mut environment = Environment::new();
+        // A line with nothing but a tag leaves nothing behind.
+        let mut syntax = SyntaxConfig::builder();
+        let syntax = syntax.trim_blocks(true).lstrip_blocks(true).build().map_err(|it| broken("", &it))?;
         // WGSL has braces of its own, but no `{{`, `{%` or `{#`.
-        environment.set_syntax(SyntaxConfig::default());
+        environment.set_syntax(syntax);
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
         if let Some(name) = own.keys().find(|it| !BUILT_IN.iter().any(|(name, _)| name == it)) {
             let known: Vec<_> = BUILT_IN.iter().map(|it| it.0).collect();
             let failure = Failure::new(FailureKind::BadInput, format!("shaders/{name}: replaces no built-in template"));
@@ -45,7 +52,7 @@ impl Templates {
     /// `BadInput` with the template's own line.
     pub fn render(&self, name: &str, context: impl Serialize) -> Result<String, Failure> {
         let template = self.environment.get_template(name).map_err(|it| broken(name, &it))?;
-        template.render(context).map_err(|it| broken(name, &it))
+        template.render(Serde(context)).map_err(|it| broken(name, &it))
     }
 }
 
