@@ -4,6 +4,7 @@
 
 pub mod gpu;
 pub mod gpu_attention;
+pub mod gpu_matmul;
 pub mod gpu_rows;
 pub mod heuristic;
 pub mod templates;

@@ -25,7 +25,7 @@ pub fn used(
         // A stage that no pass marked is rendered too, from its plain schedule.
         let plain = || Schedule::plain(&stage.op, dtype, device);
         let schedule = stages.get(&stage.name).filter(|_| stage.scheduled).cloned().unwrap_or_else(plain);
-        names.extend(gpu::templates(&stage.op, dtype, &schedule));
+        names.extend(gpu::templates(&stage.op, &schedule));
     }
     // An own text may include templates that the built-in one of its name does not.
     let mut open: Vec<&str> = names.iter().copied().collect();

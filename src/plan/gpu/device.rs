@@ -3,26 +3,26 @@
 use crate::{
     host::gpu::{GpuFacts, GpuFeature},
     manifest::spec::Dtype,
-    plan::constraint::{Numbers, Violation},
+    plan::constraint::{self, Violation},
 };
 use std::ops::Deref;
 
 pub(super) struct Knobs<'a> {
-    numbers: Numbers<'a>,
+    knobs: constraint::Knobs<'a, GpuFacts>,
     pub gpu: &'a GpuFacts,
 }
 
 impl<'a> Deref for Knobs<'a> {
-    type Target = Numbers<'a>;
+    type Target = constraint::Knobs<'a, GpuFacts>;
 
-    fn deref(&self) -> &Numbers<'a> {
-        &self.numbers
+    fn deref(&self) -> &Self::Target {
+        &self.knobs
     }
 }
 
 impl<'a> Knobs<'a> {
     pub fn new(stage: &'a str, gpu: &'a GpuFacts) -> Self {
-        Self { numbers: Numbers { stage }, gpu }
+        Self { knobs: constraint::Knobs { stage, device: gpu }, gpu }
     }
 
     /// Tensors of `dtype` can be stored, and a shader may have `bindings` of them, the largest of `elements`.

@@ -1,6 +1,6 @@
 //! What works on rows or single elements on a GPU: norms, rotary embedding, activations, sums.
 
-use super::device::Knobs;
+use super::{Shape, device::Knobs};
 use crate::{
     host::gpu::{GpuFacts, GpuFeature},
     manifest::spec::Dtype,
@@ -152,20 +152,16 @@ pub struct ElementShape {
 
 impl ElementShape {
     pub fn of(op: &StageOp, dtype: Dtype) -> Option<Self> {
-        let flat = |rows: usize, width: usize, bindings| {
-            let count = rows * width;
-            Some(Self { run: count, count, elements: count, bindings, dtype })
-        };
-        match *op {
-            StageOp::Rope { batch, seq, heads, head_dim } => {
-                let half = head_dim / 2;
-                let count = batch * seq * heads * half;
-                Some(Self { run: half, count, elements: 2 * count, bindings: 4, dtype })
-            }
-            StageOp::Activation { rows, width, .. } | StageOp::Scale { rows, width, .. } => flat(rows, width, 2),
-            StageOp::Add { rows, width } | StageOp::Mul { rows, width } => flat(rows, width, 3),
+        match Shape::of(op, dtype) {
+            Shape::Elementwise(shape) => Some(shape),
             _ => None,
         }
+    }
+
+    /// One element after the other, of `bindings` tensors.
+    pub(super) fn flat(rows: usize, width: usize, bindings: usize, dtype: Dtype) -> Self {
+        let count = rows * width;
+        Self { run: count, count, elements: count, bindings, dtype }
     }
 }
 

@@ -7,6 +7,8 @@
 pub mod attention;
 mod builder;
 pub mod elementwise;
+pub mod matmul;
+pub mod mlp;
 pub mod norm;
 mod templates;
 mod text;
