@@ -65,7 +65,7 @@ pub(super) fn wrong_kind(stage: &Stage, schedule: &Schedule) -> PlanError {
 }
 
 fn check_cpu(stage: &Stage, schedule: &Schedule, cpu: &CpuFacts) -> Result<(), PlanError> {
-    let knobs = Knobs { numbers: Numbers { stage: &stage.name }, cpu };
+    let knobs = Knobs { stage: &stage.name, device: cpu };
     match (&stage.op, schedule) {
         (StageOp::Matmul { .. }, Schedule::Matmul(it)) => knobs.matmul("", it)?,
         (StageOp::Mlp { .. }, Schedule::Mlp(it)) => knobs.mlp(it)?,
@@ -87,12 +87,13 @@ fn check_cpu(stage: &Stage, schedule: &Schedule, cpu: &CpuFacts) -> Result<(), P
     Ok(())
 }
 
-/// The knobs of one stage against limits that are plain numbers, whatever the device.
-pub(super) struct Numbers<'a> {
+/// Judges the knobs of one stage on one device.
+pub(super) struct Knobs<'a, Facts> {
     pub stage: &'a str,
+    pub device: &'a Facts,
 }
 
-impl Numbers<'_> {
+impl<Facts> Knobs<'_, Facts> {
     pub fn violation(&self, knob: &str, value: impl ToString, rule: impl Into<String>) -> Violation {
         Violation { stage: self.stage.to_owned(), knob: knob.to_owned(), value: value.to_string(), rule: rule.into() }
     }
@@ -112,26 +113,13 @@ impl Numbers<'_> {
     }
 }
 
-struct Knobs<'a> {
-    numbers: Numbers<'a>,
-    cpu: &'a CpuFacts,
-}
-
-impl<'a> std::ops::Deref for Knobs<'a> {
-    type Target = Numbers<'a>;
-
-    fn deref(&self) -> &Numbers<'a> {
-        &self.numbers
-    }
-}
-
-impl Knobs<'_> {
+impl Knobs<'_, CpuFacts> {
     fn lanes(&self, knob: &str, lanes: usize) -> Result<(), Violation> {
         if !lanes.is_power_of_two() {
             return Err(self.violation(knob, lanes, "is not a power of two: vectors have 1, 2, 4, 8 or 16 lanes"));
         }
-        let why = format!("f32 lanes of the widest vector of {}", self.cpu.model);
-        self.range(knob, lanes, 1, self.cpu.lanes, &why)
+        let why = format!("f32 lanes of the widest vector of {}", self.device.model);
+        self.range(knob, lanes, 1, self.device.lanes, &why)
     }
 
     /// The accumulators of an mr x nr tile, one row of B and one broadcast element of A must fit into the registers.
@@ -141,13 +129,13 @@ impl Knobs<'_> {
         self.range(&format!("{prefix}nr"), nr, lanes, 32 * lanes, "columns of a register tile")?;
         let (accumulators, row) = (mr * (nr / lanes), nr / lanes);
         let needed = accumulators + row + 1;
-        if needed <= self.cpu.vector_registers {
+        if needed <= self.device.vector_registers {
             return Ok(());
         }
         let rule = format!(
             "with `{prefix}nr` = {nr} needs {needed} vector registers ({accumulators} accumulators, {row} for B, 1 for A): \
              {} has {}",
-            self.cpu.model, self.cpu.vector_registers
+            self.device.model, self.device.vector_registers
         );
         Err(self.violation(&knob, mr, rule))
     }
@@ -162,7 +150,7 @@ impl Knobs<'_> {
         self.range(&knob("kc"), s.kc, 1, 1 << 20, "depth of a cache block")?;
         self.range(&knob("unroll"), s.unroll, 1, 16, "written-out steps of the depth loop")?;
         if s.pack_a {
-            let (bytes, limit) = (s.mc * s.kc * 4, self.cpu.l2.max(self.cpu.l3));
+            let (bytes, limit) = (s.mc * s.kc * 4, self.device.l2.max(self.device.l3));
             if bytes > limit {
                 let rule =
                     format!("with `{prefix}kc` = {} packs {bytes} bytes of A: the largest cache has {limit}", s.kc);

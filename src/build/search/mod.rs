@@ -2,6 +2,7 @@
 //! generates anything. The one strategy so far is the analytic [`heuristic`].
 
 pub mod gpu_attention;
+pub mod gpu_matmul;
 pub mod gpu_rows;
 pub mod heuristic;
 
