@@ -43,8 +43,8 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
     let project = format!(
         "[project]\nname = {}\nworkloads = [\"workloads/*.toml\"]\ntargets = [\"cpu\"]\n\n\
          [target.cpu]\nbackend = \"cpu\"\nthreads = 1\n\n\
-         # `kforge build --target gpu` builds for it; `kforge doctor` says which GPUs there are.\n\
-         [target.gpu]\nbackend = \"gpu\"\n",
+         # For a GPU (`kforge doctor` says which there are), built with `kforge build --target gpu`:\n\
+         # [target.gpu]\n# backend = \"gpu\"\n",
         toml::Value::String(name)
     );
     for (file, text) in

@@ -10,7 +10,7 @@ mod templates;
 pub use templates::{TEMPLATES, templates};
 
 use super::{
-    constraint::{PlanError, Violation, wrong_kind},
+    constraint::{PlanError, wrong_kind},
     schedule::Schedule,
     stage::{Stage, StageOp},
 };
@@ -19,21 +19,52 @@ use attention::{AttentionShape, GpuAttention};
 use matmul::{GpuMatmul, GpuMlp, MlpShape, Product};
 use rows::{ElementShape, GpuElementwise, GpuNorm, NormShape};
 
-/// A stage as its kind of kernel sees it.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// Checks every constraint of `schedule` for `stage`, whose tensors have this type.
+pub fn check(stage: &Stage, dtype: Dtype, schedule: &Schedule, gpu: &GpuFacts) -> Result<(), PlanError> {
+    let (name, op) = (stage.name.as_str(), &stage.op);
+    match (Shape::of(op, dtype), schedule) {
+        (Shape::Product(product), Schedule::GpuMatmul(it)) => matmul::check(name, "", &product, it, gpu)?,
+        (Shape::Mlp(shape), Schedule::GpuMlp(it)) => matmul::check_mlp(name, &shape, it, gpu)?,
+        (Shape::Attention(shape), Schedule::GpuAttention(it)) => it.check(name, &shape, gpu)?,
+        (Shape::Norm(shape), Schedule::GpuNorm(it)) => it.check(name, &shape, gpu)?,
+        (Shape::Elements(shape), Schedule::GpuElementwise(it)) => it.check(name, &shape, gpu)?,
+        _ => return Err(wrong_kind(stage, schedule)),
+    }
+    Ok(())
+}
+
+/// Legal schedules that nothing was computed for.
+pub fn plain(op: &StageOp, dtype: Dtype, gpu: &GpuFacts) -> Schedule {
+    match Shape::of(op, dtype) {
+        Shape::Product(product) => Schedule::GpuMatmul(GpuMatmul::plain(&product, gpu)),
+        Shape::Mlp(shape) => {
+            let (up, down) = (GpuMatmul::plain(&shape.up(false), gpu), GpuMatmul::plain(&shape.down(), gpu));
+            Schedule::GpuMlp(GpuMlp { fuse_gate: false, up, down })
+        }
+        Shape::Attention(shape) => Schedule::GpuAttention(GpuAttention::plain(&shape, gpu)),
+        Shape::Norm(shape) => Schedule::GpuNorm(GpuNorm::plain(&shape, gpu)),
+        Shape::Elements(shape) => Schedule::GpuElementwise(GpuElementwise::plain(&shape, gpu)),
+    }
+}
+
+/// What an operation is to the kernels: a shape of theirs.
 pub enum Shape {
-    Matmul(Product),
+    Product(Product),
     Mlp(MlpShape),
     Attention(AttentionShape),
     Norm(NormShape),
-    Elementwise(ElementShape),
+    Elements(ElementShape),
 }
 
 impl Shape {
-    /// Of an op on tensors of this type.
+    /// Of an operation on tensors of this type.
     pub fn of(op: &StageOp, dtype: Dtype) -> Self {
+        let flat = |rows: usize, width: usize, bindings: usize| {
+            let count = rows * width;
+            Self::Elements(ElementShape { run: count, count, elements: count, bindings, dtype })
+        };
         match *op {
-            StageOp::Matmul { m, n, k, .. } => Self::Matmul(Product { m, n, k, weights: 1, dtype }),
+            StageOp::Matmul { m, n, k, .. } => Self::Product(Product { m, n, k, weights: 1, dtype }),
             StageOp::Mlp { rows, d_model, d_ff, gated, .. } => {
                 Self::Mlp(MlpShape { rows, d_model, d_ff, gated, dtype })
             }
@@ -47,48 +78,12 @@ impl Shape {
                 Self::Norm(NormShape { rows, columns: width, eps, centred: false, dtype })
             }
             StageOp::Rope { batch, seq, heads, head_dim } => {
-                let half = head_dim / 2;
-                let count = batch * seq * heads * half;
-                Self::Elementwise(ElementShape { run: half, count, elements: 2 * count, bindings: 4, dtype })
+                let run = head_dim / 2;
+                let count = batch * seq * heads * run;
+                Self::Elements(ElementShape { run, count, elements: 2 * count, bindings: 4, dtype })
             }
-            StageOp::Activation { rows, width, .. } | StageOp::Scale { rows, width, .. } => {
-                Self::Elementwise(ElementShape::flat(rows, width, 2, dtype))
-            }
-            StageOp::Add { rows, width } | StageOp::Mul { rows, width } => {
-                Self::Elementwise(ElementShape::flat(rows, width, 3, dtype))
-            }
+            StageOp::Activation { rows, width, .. } | StageOp::Scale { rows, width, .. } => flat(rows, width, 2),
+            StageOp::Add { rows, width } | StageOp::Mul { rows, width } => flat(rows, width, 3),
         }
-    }
-}
-
-/// Checks every constraint of `schedule` for `stage`, whose tensors have this type.
-///
-/// # Errors
-/// A schedule of another kind of kernel, or the first knob outside its limits.
-pub fn check(stage: &Stage, dtype: Dtype, schedule: &Schedule, gpu: &GpuFacts) -> Result<(), PlanError> {
-    let name = stage.name.as_str();
-    let checked: Result<(), Violation> = match (Shape::of(&stage.op, dtype), schedule) {
-        (Shape::Matmul(shape), Schedule::GpuMatmul(it)) => matmul::check(name, "", &shape, it, gpu),
-        (Shape::Mlp(shape), Schedule::GpuMlp(it)) => matmul::check_mlp(name, &shape, it, gpu),
-        (Shape::Attention(shape), Schedule::GpuAttention(it)) => it.check(name, &shape, gpu),
-        (Shape::Norm(shape), Schedule::GpuNorm(it)) => it.check(name, &shape, gpu),
-        (Shape::Elementwise(shape), Schedule::GpuElementwise(it)) => it.check(name, &shape, gpu),
-        (_, schedule) => return Err(wrong_kind(stage, schedule)),
-    };
-    Ok(checked?)
-}
-
-/// The schedule of an op that no pass marked: legal wherever the op can run at all, and slow.
-pub fn plain(op: &StageOp, dtype: Dtype, gpu: &GpuFacts) -> Schedule {
-    match Shape::of(op, dtype) {
-        Shape::Matmul(shape) => Schedule::GpuMatmul(GpuMatmul::plain(&shape, gpu)),
-        Shape::Mlp(shape) => Schedule::GpuMlp(GpuMlp {
-            fuse_gate: false,
-            up: GpuMatmul::plain(&shape.up(false), gpu),
-            down: GpuMatmul::plain(&shape.down(), gpu),
-        }),
-        Shape::Attention(shape) => Schedule::GpuAttention(GpuAttention::plain(&shape, gpu)),
-        Shape::Norm(shape) => Schedule::GpuNorm(GpuNorm::plain(&shape, gpu)),
-        Shape::Elementwise(shape) => Schedule::GpuElementwise(GpuElementwise::plain(&shape, gpu)),
     }
 }

@@ -93,11 +93,6 @@ const fn rank(kind: GpuKind) -> usize {
     }
 }
 
-/// The adapter's name as lists show it: `llvmpipe (software)`.
-pub fn shown(gpu: &GpuFacts) -> String {
-    if gpu.software() { format!("{} (software)", gpu.name) } else { gpu.name.clone() }
-}
-
 /// What a probe said, as the store keeps it.
 #[derive(Serialize, Deserialize)]
 struct Memo {
@@ -180,7 +175,7 @@ pub fn pick<'a>(gpus: &'a Gpus, target: &str, pattern: &str) -> Result<&'a GpuFa
     choose(&gpus.found, pattern).ok_or_else(|| DeviceError::NoMatch {
         target: target(),
         pattern: pattern.to_owned(),
-        found: gpus.found.iter().map(shown).collect(),
+        found: gpus.found.iter().map(GpuFacts::shown).collect(),
     })
 }
 

@@ -13,7 +13,7 @@ pub mod stale;
 pub mod status;
 pub mod steps;
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
 pub mod why;
 
 pub use crate::store::{key::KeyParts, outputs::Outputs};

@@ -25,12 +25,12 @@ pub fn propose(graph: &StageGraph, gpu: &GpuFacts, hybrid_softmax: bool) -> BTre
 
 fn schedule(op: &StageOp, dtype: Dtype, gpu: &GpuFacts, hybrid_softmax: bool) -> Schedule {
     match Shape::of(op, dtype) {
-        Shape::Matmul(product) => Schedule::GpuMatmul(gpu_matmul::propose(&product, gpu)),
+        Shape::Product(product) => Schedule::GpuMatmul(gpu_matmul::propose(&product, gpu)),
         Shape::Mlp(shape) => Schedule::GpuMlp(mlp(&shape, gpu)),
         Shape::Attention(shape) if hybrid_softmax => Schedule::GpuAttention(host_softmax(&shape, gpu)),
         Shape::Attention(shape) => Schedule::GpuAttention(gpu_attention::propose(&shape, gpu)),
         Shape::Norm(shape) => Schedule::GpuNorm(gpu_rows::norm(&shape, gpu)),
-        Shape::Elementwise(shape) => Schedule::GpuElementwise(gpu_rows::elementwise(&shape, gpu)),
+        Shape::Elements(shape) => Schedule::GpuElementwise(gpu_rows::elementwise(&shape, gpu)),
     }
 }
 

@@ -1,10 +1,12 @@
 //! What works on rows or single elements on a GPU: norms, rotary embedding, activations, sums.
 
-use super::{Shape, device::Knobs};
 use crate::{
     host::gpu::{GpuFacts, GpuFeature},
     manifest::spec::Dtype,
-    plan::{constraint::Violation, stage::StageOp},
+    plan::{
+        constraint::{Knobs, Violation},
+        stage::StageOp,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -132,8 +134,8 @@ pub fn grid(count: usize, gpu: &GpuFacts) -> Option<[usize; 2]> {
     (y <= gpu.workgroups).then(|| [count.div_ceil(y.max(1)), y])
 }
 
-fn too_many(knobs: &Knobs<'_>, knob: &str, value: usize) -> Violation {
-    let (limit, name) = (knobs.gpu.workgroups, &knobs.gpu.name);
+fn too_many(knobs: &Knobs<'_, GpuFacts>, knob: &str, value: usize) -> Violation {
+    let (limit, name) = (knobs.device.workgroups, &knobs.device.name);
     knobs.violation(knob, value, format!("makes more workgroups than {name} dispatches: {limit} x {limit}"))
 }
 
@@ -152,16 +154,20 @@ pub struct ElementShape {
 
 impl ElementShape {
     pub fn of(op: &StageOp, dtype: Dtype) -> Option<Self> {
-        match Shape::of(op, dtype) {
-            Shape::Elementwise(shape) => Some(shape),
+        let flat = |rows: usize, width: usize, bindings| {
+            let count = rows * width;
+            Some(Self { run: count, count, elements: count, bindings, dtype })
+        };
+        match *op {
+            StageOp::Rope { batch, seq, heads, head_dim } => {
+                let half = head_dim / 2;
+                let count = batch * seq * heads * half;
+                Some(Self { run: half, count, elements: 2 * count, bindings: 4, dtype })
+            }
+            StageOp::Activation { rows, width, .. } | StageOp::Scale { rows, width, .. } => flat(rows, width, 2),
+            StageOp::Add { rows, width } | StageOp::Mul { rows, width } => flat(rows, width, 3),
             _ => None,
         }
-    }
-
-    /// One element after the other, of `bindings` tensors.
-    pub(super) fn flat(rows: usize, width: usize, bindings: usize, dtype: Dtype) -> Self {
-        let count = rows * width;
-        Self { run: count, count, elements: count, bindings, dtype }
     }
 }
 

@@ -1,18 +1,16 @@
 //! The walk over the stages.
 
 use super::{
-    Builder, Templates,
-    attention::{self, AttentionShape},
-    elementwise, listing,
-    matmul::{self, Epilogue, Product},
-    mlp::{self, MlpOperands, MlpShape},
-    norm::{self, NormShape},
-    placement,
+    Builder, Templates, attention, elementwise, listing,
+    matmul::{self, Epilogue},
+    mlp::{self, MlpOperands},
+    norm, placement,
 };
 use kernelforge::{
     host::{Device, gpu::GpuFacts},
     plan::{
         Plan, constraint,
+        gpu::Shape,
         program::{Buffer, PROGRAM_VERSION, Program, Step},
         schedule::Schedule,
         stage::{Stage, StageGraph, StageOp},
@@ -81,44 +79,40 @@ fn emit(builder: &mut Builder, stage: &Stage, schedule: &Schedule) -> Result<Vec
     let dtype = builder.graph.tensor(stage.output).dtype;
     // The IR's shape verifier has checked the number of operands.
     let mut next = || inputs.next().ok_or_else(|| Failure::new(FailureKind::Internal, "a stage lacks an operand"));
-    match (&stage.op, schedule) {
-        (&StageOp::Matmul { m, n, k, bias, activation, residual }, Schedule::GpuMatmul(schedule)) => {
+    match (Shape::of(&stage.op, dtype), &stage.op, schedule) {
+        (
+            Shape::Product(product),
+            &StageOp::Matmul { bias, activation, residual, .. },
+            Schedule::GpuMatmul(schedule),
+        ) => {
             let operands = matmul::Operands { a: next()?, gate: None, w: next()? };
             let bias = bias.then(&mut next).transpose()?;
             let residual = residual.then(&mut next).transpose()?;
             let epilogue = Epilogue { bias, activation, residual, ..Epilogue::plain(out, dtype) };
-            matmul::emit(builder, &Product::new(m, n, k, dtype), &operands, &epilogue, schedule)
+            matmul::emit(builder, &product, &operands, &epilogue, schedule)
         }
-        (
-            &StageOp::Mlp { rows, d_model, d_ff, activation, gated, bias, residual },
-            Schedule::GpuMlp(schedule),
-        ) => {
+        (Shape::Mlp(shape), &StageOp::Mlp { activation, gated, bias, residual, .. }, Schedule::GpuMlp(schedule)) => {
             let x = next()?;
             let mut layer = || -> Result<_, Failure> { Ok((next()?, bias.then(&mut next).transpose()?)) };
             let gate = gated.then(&mut layer).transpose()?;
             let (up, down) = (layer()?, layer()?);
             let residual = residual.then(&mut next).transpose()?;
             let operands = MlpOperands { x, gate, up, down, residual, out };
-            let shape = MlpShape { rows, d_model, d_ff, gated, dtype };
             mlp::emit(builder, &shape, activation, &operands, schedule)
         }
-        (op @ StageOp::Attention { .. }, Schedule::GpuAttention(schedule)) => {
-            let shape = AttentionShape::of(op, dtype);
-            let shape = shape.ok_or_else(|| Failure::new(FailureKind::Internal, "attention has no shape"))?;
+        (Shape::Attention(shape), _, Schedule::GpuAttention(schedule)) => {
             let operands = attention::Operands { q: next()?, k: next()?, v: next()?, result: out };
             attention::emit(builder, &shape, &operands, schedule)
         }
-        (op @ (StageOp::LayerNorm { .. } | StageOp::RmsNorm { .. }), Schedule::GpuNorm(schedule)) => {
-            let shape = NormShape::of(op, dtype);
-            let shape = shape.ok_or_else(|| Failure::new(FailureKind::Internal, "a norm has no shape"))?;
+        (Shape::Norm(shape), _, Schedule::GpuNorm(schedule)) => {
             let operands: Vec<Buffer> = inputs.chain([out]).collect();
             norm::emit(builder, &shape, &operands, schedule)
         }
-        (op, Schedule::GpuElementwise(schedule)) => {
+        (Shape::Elements(_), op, Schedule::GpuElementwise(schedule)) => {
             let operands: Vec<Buffer> = inputs.chain([out]).collect();
             elementwise::emit(builder, op, dtype, &operands, schedule)
         }
-        (op, schedule) => {
+        (_, op, schedule) => {
             let (op, schedule) = (op.name(), schedule.name());
             let message = format!("stage `{}` is a {op}: a {schedule} schedule does not fit it", stage.name);
             Err(Failure::new(FailureKind::IllegalPlan, message))
