@@ -59,7 +59,7 @@ pub fn plan_build(blocks: &[BlockTarget], rules: &Rules) -> Graph {
     // Which of the project's own templates a block uses is found out by planning; the plan has the digests of those alone.
     let mut shaders = KeyParts::new();
     for (name, text) in &rules.shaders {
-        shaders.set(format!("shader.{name}"), Digest::of(text.as_bytes()).to_string());
+        shaders.set(format!("shaders/{name}"), Digest::of(text.as_bytes()).to_string());
     }
     let (shaders, no_shaders) = (Arc::new(shaders), Arc::new(KeyParts::new()));
     let mut corpus = KeyParts::new();

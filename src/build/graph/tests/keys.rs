@@ -213,7 +213,7 @@ fn every_step_that_uses_the_device_has_every_fact_of_it_in_its_key() {
 fn with_templates<'a>(used: &'a [(&'a str, &'a [&'a str])]) -> impl Fn(&Step, &KeyParts) -> Outputs + 'a {
     move |step, parts| {
         let unused = |part: &str| {
-            let name = part.strip_prefix("shader.");
+            let name = part.strip_prefix("shaders/");
             let of = used.iter().find(|it| Some(it.0) == step.block.as_deref()).map_or(&[][..], |it| it.1);
             name.is_some_and(|it| !of.contains(&it))
         };

@@ -79,6 +79,16 @@ fn every_reason_is_one_line() {
 }
 
 #[test]
+fn a_template_of_the_project_is_told_by_its_path() {
+    let with = |digest: &str| KeyParts::new().with("step", "plan").with("shaders/norm.wgsl", digest);
+    let (none, one, other) = (KeyParts::new().with("step", "plan"), with("0123"), with("4567"));
+    let told = |old: &KeyParts, new: &KeyParts| explain(Some(old), new).to_string();
+    assert_eq!(told(&one, &other), "`shaders/norm.wgsl` changed");
+    assert_eq!(told(&none, &one), "`shaders/norm.wgsl` is new");
+    assert_eq!(told(&one, &none), "`shaders/norm.wgsl` is gone");
+}
+
+#[test]
 fn a_reason_in_json_has_every_field() {
     let old: KeyParts = [("block.seq", "1")].into_iter().collect();
     let new: KeyParts = [("block.seq", "8")].into_iter().collect();
