@@ -7,7 +7,7 @@
 use crate::{
     device::{cpu::LoadedKernel, threads::Threads},
     verify::{
-        candidate::{Candidate, Compiled, Tensors},
+        candidate::{Candidate, Compiled},
         inputs,
     },
 };

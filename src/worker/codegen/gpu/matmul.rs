@@ -1,6 +1,9 @@
 //! Matrix products: a schedule becomes one dispatch, or two where K is split, and its epilogue.
 
-use super::{Builder, builder::{Needs, dispatches}};
+use super::{
+    Builder,
+    builder::{Needs, dispatches},
+};
 use kernelforge::{
     host::gpu::GpuFeature,
     manifest::spec::{Activation, Dtype},
