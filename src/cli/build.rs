@@ -13,6 +13,7 @@ use crate::{
         engine::{
             action::Workers,
             control::Control,
+            devices::ground::Ground,
             interrupt,
             lease::{self, Patience},
             observe::{Event, Observer, Wait},
@@ -280,8 +281,9 @@ fn remember(opened: &Opened, built: &Built, selection: &str) {
     let folders: Vec<_> =
         folders.into_iter().map(|(name, files)| (name, files.into_iter().map(|it| it.0).collect())).collect();
     let from = (opened.project.root.as_path(), &opened.sources);
+    let ground = opened.uses_gpus().then(Ground::now);
     // Nothing depends on it, and a folder that cannot be written is told of by whoever must write to it.
-    let _ = uptodate::remember(&opened.store, from, selection, &opened.cpu, &folders, &summary);
+    let _ = uptodate::remember(&opened.store, from, selection, (&opened.cpu, ground), &folders, &summary);
 }
 
 /// What [`result::conclude`] and [`foresee`] say where there is nothing to do.

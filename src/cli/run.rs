@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     build::graph::StepKind,
+    host::Device,
     protocol::{ActionKind, blob},
 };
 use serde::Deserialize;
@@ -43,7 +44,10 @@ pub struct Args {
 pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
     let selection = Selection { blocks: vec![args.block.clone()], ..Selection::default() };
     let opened = Opened::open(directory, &selection)?;
-    project::only(&opened.blocks, &args.block)?;
+    project::only(
+        &opened.blocks.iter().map(|it| format!("{}@{}", it.name, it.target)).collect::<Vec<_>>(),
+        &args.block,
+    )?;
     let verify = opened.step(0, StepKind::Verify).ok_or_else(|| Error::input("the block has no kernel"))?;
     let outputs = match build::bring_up_to_date(&opened, verify.id)? {
         Wanted::Built(outputs) => outputs,
@@ -58,10 +62,10 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
             fs::read(path).map_err(|error| Error::input(format!("cannot read `{}`: {error}", path.display())))?;
         inputs.insert(blob::TENSORS.to_owned(), asker.cas.put(&bytes)?);
     }
-    let block = opened.blocks[0].spec.clone();
+    let block = &opened.blocks[0];
     let action = ActionKind::Run {
-        block,
-        device: opened.cpu.clone().into(),
+        block: block.spec.clone(),
+        device: Device::clone(&block.device),
         threads: verify.threads,
         seed: args.seed,
         stages: args.stages,

@@ -3,10 +3,13 @@
 use super::error::Error;
 use crate::{
     build::engine::{
-        action, interrupt,
+        action,
+        devices::{self, Finder},
+        interrupt,
         worker::{Leash, Request, Seat, Toolchain},
     },
     build::graph::StepKind,
+    host::CpuFacts,
     protocol::{ActionKind, Blobs, Failure, FailureKind},
     store::cas::Cas,
 };
@@ -32,6 +35,15 @@ impl Asker {
     /// For those who guard it themselves.
     pub fn shared_leash(&self) -> &Arc<Leash> {
         &self.leash
+    }
+
+    /// Finds devices and remembers none.
+    pub fn finder(&self) -> Finder<'_> {
+        let probe = || {
+            let _guard = interrupt::guard(&self.leash);
+            devices::probe(&self.toolchain, &self.leash, &self.cas)
+        };
+        Finder::new(CpuFacts::detect(), probe)
     }
 
     pub fn toolchain(&self) -> &Toolchain {

@@ -127,6 +127,11 @@ impl GpuFacts {
         self.features.contains(&feature)
     }
 
+    /// The name as lists and reports show it: `llvmpipe (software)`.
+    pub fn shown(&self) -> String {
+        if self.software() { format!("{} (software)", self.name) } else { self.name.clone() }
+    }
+
     pub fn software(&self) -> bool {
         self.kind == GpuKind::Software
     }

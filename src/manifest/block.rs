@@ -104,6 +104,7 @@ impl Declared {
                 group: text("group"),
                 spec,
                 targets: if targets.is_empty() { default_targets.to_vec() } else { targets.clone() },
+                own_targets: !targets.is_empty(),
                 pipeline: text("pipeline").unwrap_or_else(|| DEFAULT.to_owned()),
                 tuning: text("tuning").unwrap_or_else(|| DEFAULT.to_owned()),
                 origins: self.origins(&picks),

@@ -100,7 +100,12 @@ messages! {
     an_unknown_target_of_the_project_is_named => message_for_project("[project]\nname = \"demo\"\ntargets = [\"tpu\"]\n");
     an_unknown_pipeline_is_named => message_for(&transformer("pipeline = \"defualt\"\n"));
     an_unknown_tuning_is_named => message_for(&transformer("tuning = \"thorough\"\n"));
-    a_backend_to_come_is_not_available => message_for_project("[project]\nname = \"demo\"\n[target.gpu]\nbackend = \"gpu\"\n");
+    a_target_that_nobody_declared_is_named_even_if_it_is_gpu => message_for_project("[project]\nname = \"demo\"\ntargets = [\"gpu\"]\n");
+    an_unknown_backend_is_named => message_for_project("[project]\nname = \"demo\"\n[target.tpu]\nbackend = \"tpu\"\n");
+    a_key_of_another_backend_is_told_apart_from_an_unknown_one =>
+        message_for_project("[project]\nname = \"demo\"\n[target.gpu]\nbackend = \"gpu\"\nthreads = 4\n[target.cpu]\nadapter = \"*\"\nbackend = \"cpu\"\n");
+    an_adapter_that_is_no_pattern_is_underlined =>
+        message_for_project("[project]\nname = \"demo\"\n[target.gpu]\nbackend = \"gpu\"\nadapter = \"[H200\"\n");
     a_strategy_to_come_is_not_available => message_for_project("[project]\nname = \"demo\"\n[tuning.default]\nstrategy = \"evolutionary\"\n");
     a_name_that_is_no_file_name_is_refused => message_for(&format!("[block.\"../Up\"]\n{MATMUL}"));
 
@@ -120,6 +125,21 @@ messages! {
     a_project_without_blocks_is_refused => message(project(&[(PROJECT_FILE, "[project]\nname = \"demo\"\n")]).path());
     a_project_file_without_project_table_is_refused => message_for_project("");
     broken_syntax_is_underlined => message_for("[block.a\nkind = \"matmul\"\n[block.b]\nkind = = 3\n");
+}
+
+#[test]
+fn all_names_of_the_gpu_backend_mean_the_same() {
+    let target = |keys: &str| {
+        let text = format!("[project]\nname = \"demo\"\n[target.it]\n{keys}[block.good]\n{MATMUL}");
+        load(project(&[(PROJECT_FILE, &text)]).path()).unwrap().targets["it"].backend.clone()
+    };
+    for name in ["gpu", "metal", "mps"] {
+        let plain = Backend::Gpu { adapter: "*".to_owned(), hybrid_softmax: false };
+        assert_eq!(target(&format!("backend = \"{name}\"\n")), plain);
+    }
+    let keys = "backend = \"mps\"\nadapter = \"*h200*\"\nhybrid-softmax = true\n";
+    assert_eq!(target(keys), Backend::Gpu { adapter: "*h200*".to_owned(), hybrid_softmax: true });
+    assert_eq!(target("backend = \"cpu\"\nthreads = 3\n"), Backend::Cpu { threads: 3 });
 }
 
 #[test]
@@ -229,7 +249,7 @@ fn target_pipeline_and_tuning_exist_without_being_declared() {
     let project = load(folder.path()).unwrap();
     assert_eq!(project.pipelines, BTreeMap::from([("default".to_owned(), Pass::ALL.to_vec())]));
     assert_eq!(project.tunings["default"].strategy, Strategy::Heuristic);
-    assert_eq!((project.targets["cpu"].backend, project.targets["cpu"].threads), (Backend::Cpu, 1));
+    assert_eq!(project.targets["cpu"].backend, Backend::Cpu { threads: 1 });
     assert_eq!(project.default_targets, ["cpu"]);
     assert_eq!(project.blocks[0].targets, ["cpu"]);
 }

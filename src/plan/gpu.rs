@@ -5,6 +5,9 @@ pub mod attention;
 mod device;
 pub mod matmul;
 pub mod rows;
+mod templates;
+
+pub use templates::{TEMPLATES, templates};
 
 use super::{
     constraint::{PlanError, wrong_kind},

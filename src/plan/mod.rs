@@ -12,6 +12,7 @@ pub mod read;
 pub mod schedule;
 pub mod stage;
 
+use crate::digest::Digest;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -30,6 +31,10 @@ pub struct Plan {
     pub provenance: Provenance,
     /// By stage name.
     pub stages: BTreeMap<String, schedule::Schedule>,
+    /// The project's own shader templates that the stages are rendered from, by file name, with the digests of their texts. They
+    /// are in the plan so that the kernel is what the plan says and not what happens to be in a folder.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub shaders: BTreeMap<String, Digest>,
 }
 
 /// Who proposed a plan.

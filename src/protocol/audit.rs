@@ -263,6 +263,7 @@ mod tests {
             target: "cpu".to_owned(),
             provenance: Provenance { strategy: "heuristic".to_owned(), trials: 0 },
             stages: BTreeMap::new(),
+            shaders: BTreeMap::new(),
         };
         let subject = Subject {
             plan: &plan,

@@ -438,7 +438,14 @@ mod tests {
         let stages = ir::build("plain", &block, &[], &BTreeMap::new()).unwrap().stages;
         let provenance = Provenance { strategy: "test".to_owned(), trials: 0 };
         let (name, target) = ("plain".to_owned(), "cpu".to_owned());
-        let plan = Plan { version: PLAN_VERSION, block: name, target, provenance, stages: BTreeMap::new() };
+        let plan = Plan {
+            version: PLAN_VERSION,
+            block: name,
+            target,
+            provenance,
+            stages: BTreeMap::new(),
+            shaders: BTreeMap::new(),
+        };
         let cpu = CpuFacts::detect();
         let compiled = codegen::cpu::compile(&stages, &plan, &cpu).unwrap();
         let (object, kernel) = (&compiled.object, &compiled.kernel);

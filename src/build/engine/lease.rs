@@ -3,9 +3,15 @@
 //!
 //! While somebody measures, no step of another build runs on the device either: those hold it together (shared), a measurement
 //! holds it alone. Who wants it alone closes a gate first, so that the others let it in.
+//!
+//! A step for a GPU needs the CPU as well ([`needs`]): its kernel is generated there, the references that it is held against are
+//! computed there, and a software GPU runs there. A step that needs both takes the CPU first, always, so that two steps never wait
+//! for each other.
 
 use crate::{
+    build::graph::{BlockTarget, Class, StepKind},
     digest::Digest,
+    host::{CpuFacts, Device},
     store::{
         BuildLockError, Notice, Store,
         lock::{Holder, Lock, LockError, Sharing},
@@ -37,21 +43,64 @@ pub enum Use {
     Measure,
 }
 
-/// A device for the time of one step.
-#[derive(Debug)]
+/// What a step of this kind needs of the devices, by fingerprint, in the order in which it takes them.
+///
+/// | step | CPU | GPU |
+/// |---|---|---|
+/// | ir, compile, for any target | shared | |
+/// | verify for a GPU | shared: the references run there | shared |
+/// | benchmark for a CPU | alone | |
+/// | benchmark for a GPU | shared: it submits, and measures nothing of the CPU | alone |
+/// | benchmark for a software GPU, or with the softmax on the CPU | alone | alone |
+///
+/// Plan and report are a moment's work of the tool itself and need nothing.
+pub fn needs(kind: StepKind, cpu: &CpuFacts, block: Option<&BlockTarget>) -> Vec<(Digest, Use)> {
+    let exclusive = kind.class() == (Class::Device { exclusive: true });
+    let gpu = block.and_then(|it| match &*it.device {
+        Device::Gpu(gpu) => Some((gpu, gpu.software() || it.hybrid_softmax)),
+        Device::Cpu(_) => None,
+    });
+    let wanted = if exclusive { Use::Measure } else { Use::Compute };
+    match (kind, gpu) {
+        (StepKind::Plan | StepKind::Report, _) => Vec::new(),
+        (StepKind::Verify | StepKind::Benchmark, Some((gpu, on_cpu))) => {
+            let beside = if on_cpu { wanted } else { Use::Compute };
+            vec![(cpu.fingerprint(), beside), (gpu.fingerprint(), wanted)]
+        }
+        _ => vec![(cpu.fingerprint(), wanted)],
+    }
+}
+
+/// Devices for the time of one step.
+#[derive(Debug, Default)]
 pub struct Lease {
-    _device: Lock,
-    /// Kept by who measures.
-    _gate: Option<Lock>,
+    /// Of each device, and the gate of those that are measured.
+    _locks: Vec<Lock>,
+}
+
+/// Waits for the devices, one after the other. `None`: interrupted while waiting.
+pub fn devices(
+    needs: &[(Digest, Use)],
+    patience: &Patience<'_>,
+    mut on_wait: impl FnMut(&Holder),
+) -> Result<Option<Lease>, LockError> {
+    let mut lease = Lease::default();
+    for (fingerprint, wanted) in needs {
+        match device(fingerprint, *wanted, patience, &mut on_wait)? {
+            Some(locks) => lease._locks.extend(locks),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(lease))
 }
 
 /// Waits for the device with this fingerprint. `None`: interrupted while waiting.
-pub fn device(
+fn device(
     fingerprint: &Digest,
     wanted: Use,
     patience: &Patience<'_>,
     mut on_wait: impl FnMut(&Holder),
-) -> Result<Option<Lease>, LockError> {
+) -> Result<Option<Vec<Lock>>, LockError> {
     let path = folder().join(format!("device-{}", fingerprint.short()));
     let gate = path.with_extension("gate");
     let sharing = match wanted {
@@ -60,7 +109,8 @@ pub fn device(
     };
     let Some(gate) = wait(&gate, sharing, patience, &mut on_wait)? else { return Ok(None) };
     let device = wait(&path, sharing, patience, &mut on_wait)?;
-    Ok(device.map(|device| Lease { _device: device, _gate: (wanted == Use::Measure).then_some(gate) }))
+    // Who measures keeps the gate closed.
+    Ok(device.map(|device| [Some(device), (wanted == Use::Measure).then_some(gate)].into_iter().flatten().collect()))
 }
 
 /// Waits for a lock that one process has at a time. `None`: interrupted while waiting.

@@ -70,8 +70,14 @@ impl Subject {
             stages.extend(schedule.map(|it| (stage.name.clone(), it)));
         }
         let provenance = Provenance { strategy: "test".to_owned(), trials: 0 };
-        let plan =
-            Plan { version: PLAN_VERSION, block: "sample".to_owned(), target: "cpu".to_owned(), provenance, stages };
+        let plan = Plan {
+            version: PLAN_VERSION,
+            block: "sample".to_owned(),
+            target: "cpu".to_owned(),
+            provenance,
+            stages,
+            shaders: Default::default(),
+        };
         (graph, plan)
     }
 }

@@ -1,6 +1,6 @@
 //! What people and programs read: snapshots of every reason, of `why`, and of the drawings.
 
-use super::{Past, block, build, cpu, graph, outputs, transformer};
+use super::{Past, block, build, graph, outputs, transformer};
 use crate::{
     build::graph::{
         BlockTarget, Damage, Graph, KeyParts, Rules, StaleReason, Step,
@@ -254,7 +254,7 @@ fn why_follows_what_is_no_field_through_the_steps_between() {
     let recipe = told(&blocks(), &older, "gpt2@cpu:benchmark");
 
     let case = Case { gate: Gate::V2Bound, op: "mlp".into(), case: "peaky".into(), seed: 1, found: "b/m".into() };
-    let longer = plan_build(&blocks(), &cpu(), &Rules { corpus: vec![case], ..Rules::default() });
+    let longer = plan_build(&blocks(), &Rules { corpus: vec![case], ..Rules::default() });
     let asked = |graph: &Graph, step: &str, forced: bool| {
         let decisions = graph.status(&past, |_| forced);
         why(graph, graph.find(step).unwrap(), &decisions, &past).to_string()

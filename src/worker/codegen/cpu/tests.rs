@@ -38,6 +38,7 @@ fn plan(schedule: Schedule) -> Plan {
         target: "cpu".to_owned(),
         provenance: Provenance { strategy: "test".to_owned(), trials: 0 },
         stages: BTreeMap::from([("stage".to_owned(), schedule)]),
+        shaders: BTreeMap::new(),
     }
 }
 

@@ -246,6 +246,7 @@ mod tests {
             target: "cpu".to_owned(),
             provenance: Provenance { strategy: "test".to_owned(), trials: 0 },
             stages: Default::default(),
+            shaders: Default::default(),
         };
         (graph, plan, CpuFacts::detect().into())
     }
