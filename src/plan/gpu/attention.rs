@@ -3,7 +3,10 @@
 use crate::{
     host::gpu::{GpuFacts, GpuFeature},
     manifest::spec::Dtype,
-    plan::{constraint::{Knobs, Violation}, stage::StageOp},
+    plan::{
+        constraint::{Knobs, Violation},
+        stage::StageOp,
+    },
 };
 use serde::{Deserialize, Serialize};
 

@@ -48,8 +48,10 @@ impl<'a> Knobs<'a, GpuFacts> {
         if bytes <= self.device.workgroup_memory {
             return Ok(());
         }
-        let rule =
-            format!("needs {bytes} bytes of workgroup memory: {} has {}", self.device.name, self.device.workgroup_memory);
+        let rule = format!(
+            "needs {bytes} bytes of workgroup memory: {} has {}",
+            self.device.name, self.device.workgroup_memory
+        );
         Err(self.violation(knob, value, rule))
     }
 
@@ -58,8 +60,10 @@ impl<'a> Knobs<'a, GpuFacts> {
         if count <= self.device.workgroups {
             return Ok(());
         }
-        let rule =
-            format!("makes {count} workgroups in one dimension: {} dispatches {}", self.device.name, self.device.workgroups);
+        let rule = format!(
+            "makes {count} workgroups in one dimension: {} dispatches {}",
+            self.device.name, self.device.workgroups
+        );
         Err(self.violation(knob, value, rule))
     }
 

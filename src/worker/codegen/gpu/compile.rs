@@ -1,8 +1,7 @@
 //! The walk over the stages.
 
 use super::{
-    Builder, Templates,
-    attention, elementwise, listing,
+    Builder, Templates, attention, elementwise, listing,
     matmul::{self, Epilogue},
     mlp::{self, MlpOperands},
     norm, placement,
@@ -92,11 +91,7 @@ fn emit(builder: &mut Builder, stage: &Stage, schedule: &Schedule) -> Result<Vec
             let epilogue = Epilogue { bias, activation, residual, ..Epilogue::plain(out, dtype) };
             matmul::emit(builder, &product, &operands, &epilogue, schedule)
         }
-        (
-            Shape::Mlp(shape),
-            &StageOp::Mlp { activation, gated, bias, residual, .. },
-            Schedule::GpuMlp(schedule),
-        ) => {
+        (Shape::Mlp(shape), &StageOp::Mlp { activation, gated, bias, residual, .. }, Schedule::GpuMlp(schedule)) => {
             let x = next()?;
             let mut layer = || -> Result<_, Failure> { Ok((next()?, bias.then(&mut next).transpose()?)) };
             let gate = gated.then(&mut layer).transpose()?;

@@ -61,11 +61,8 @@ pub fn emit(
     let operands_up = Operands { a: operands.x, gate, w: operands.up.0 };
     steps.extend(product(builder, &up, &operands_up, &epilogue, &schedule.up)?);
     let down = Operands { a: hidden, gate: None, w: operands.down.0 };
-    let epilogue = Epilogue {
-        bias: operands.down.1,
-        residual: operands.residual,
-        ..Epilogue::plain(operands.out, shape.dtype)
-    };
+    let epilogue =
+        Epilogue { bias: operands.down.1, residual: operands.residual, ..Epilogue::plain(operands.out, shape.dtype) };
     steps.extend(product(builder, &shape.down(), &down, &epilogue, &schedule.down)?);
     Ok(steps)
 }
