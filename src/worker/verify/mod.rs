@@ -10,7 +10,7 @@ pub mod candidate;
 mod columns;
 #[cfg(test)]
 mod compiled_tests;
-mod coverage;
+pub mod coverage;
 mod emulation;
 mod functions;
 mod gates;
@@ -24,9 +24,9 @@ mod precise;
 #[cfg(test)]
 mod precise_tests;
 mod projection;
-mod reference;
+pub mod reference;
 #[cfg(test)]
-mod samples;
+pub mod samples;
 #[cfg(test)]
 mod schedules_tests;
 mod tally;
