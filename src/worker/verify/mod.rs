@@ -10,7 +10,7 @@ pub mod candidate;
 mod columns;
 #[cfg(test)]
 mod compiled_tests;
-mod coverage;
+pub mod coverage;
 mod emulation;
 mod functions;
 mod gates;
@@ -25,7 +25,7 @@ mod precise;
 #[cfg(test)]
 mod precise_tests;
 mod projection;
-mod reference;
+pub mod reference;
 #[cfg(test)]
 pub mod samples;
 #[cfg(test)]
