@@ -203,13 +203,13 @@ fn main(
         let item_column = item % {{ strip_columns }}u;
         let row = tile_row * {{ tile_m }}u + subgroup_row * {{ subgroup_m }}u + {{ i * unit }}u + item_row;
         let column = tile_column * {{ tile_n // width }}u + subgroup_column * {{ subgroup_n // width }}u + {{ s * strip_columns }}u + item_column;
-        let from = strip_at + item_row * {{ strip_stride }}u + item_column * {{ words_of_item }}u;
+        let source = strip_at + item_row * {{ strip_stride }}u + item_column * {{ words_of_item }}u;
 {% set guards %}{% if ragged_m %}row < {{ m }}u && {% endif %}{% if ragged_n %}column < {{ columns }}u && {% endif %}{% endset %}
 {% if guards %}
         if ({{ guards }}true) {
 {% endif %}
 {% for w in range(weights) %}
-            let value_{{ w }} = {{ epilogue.real }}({% for p in range(words_of_item) %}pool[from + {{ w * strip_words_of_weight + p }}u]{{ ", " if not loop.last }}{% endfor %});
+            let value_{{ w }} = {{ epilogue.real }}({% for p in range(words_of_item) %}pool[source + {{ w * strip_words_of_weight + p }}u]{{ ", " if not loop.last }}{% endfor %});
 {% endfor %}
 {% if split_k > 1 %}
 {% for w in range(weights) %}

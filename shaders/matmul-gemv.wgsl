@@ -117,15 +117,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var item = thread; item < {{ m * pieces * lanes }}u; item += {{ threads }}u) {
         let item_row = item / {{ pieces * lanes }}u;
         let item_column = item % {{ pieces * lanes }}u;
-        let from = (item_row * {{ pieces }}u + item_column % {{ pieces }}u) * {{ threads }}u + item_column / {{ pieces }}u;
+        let source = (item_row * {{ pieces }}u + item_column % {{ pieces }}u) * {{ threads }}u + item_column / {{ pieces }}u;
         let column = group.x * {{ lanes * pieces }}u + item_column;
 {% if row_words % lanes != 0 %}
         if (column < {{ columns }}u) {
 {% endif %}
 {% for w in range(weights) %}
-            var total_{{ w }} = sums[from + {{ w * m * pieces * threads }}u];
+            var total_{{ w }} = sums[source + {{ w * m * pieces * threads }}u];
 {% for s in range(1, slices) %}
-            total_{{ w }} = total_{{ w }} + sums[from + {{ w * m * pieces * threads + s * lanes }}u];
+            total_{{ w }} = total_{{ w }} + sums[source + {{ w * m * pieces * threads + s * lanes }}u];
 {% endfor %}
 {% endfor %}
 {% if split_k > 1 %}

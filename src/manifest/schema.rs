@@ -430,8 +430,8 @@ const BLOCK: &[BlockKey] = &[
     BlockKey {
         key: Key {
             name: "dtype",
-            accepts: Accepts::Choices { names: &["f32"] },
-            doc: "How activations and weights are stored. A list makes one instance for each. Default: `f32`.",
+            accepts: Accepts::Choices { names: &["f32", "f16"] },
+            doc: "How activations and weights are stored; sums are f32. A list makes one instance for each. Default: `f32`.",
         },
         required: &[],
         optional: ANY,

@@ -1,6 +1,6 @@
 //! Every mistake's whole message, as a user sees it, and what a good project resolves to.
 
-use super::*;
+use super::{spec::Dtype, *};
 use std::{fs, path::Path};
 use tempfile::TempDir;
 
@@ -92,7 +92,7 @@ messages! {
     a_block_without_a_kind_lacks_it => message_for("[block.t]\nseq = 8\n");
     an_unknown_kind_is_named_with_the_nearest => message_for("[block.t]\nkind = \"transfomer\"\nseq = 8\n");
     an_unknown_activation_is_named => message_for(&transformer("activation = \"swish\"\n"));
-    an_unknown_dtype_is_named => message_for(&transformer("dtype = \"f16\"\n"));
+    an_unknown_dtype_is_named => message_for(&transformer("dtype = \"bf16\"\n"));
 
     an_unknown_pass_is_named_with_the_nearest =>
         message_for_project("[project]\nname = \"demo\"\n[pipeline.default]\npasses = [\"fold-constants\", \"tile-matmuls\"]\n");
@@ -226,14 +226,26 @@ fn colour_comes_only_when_asked_for() {
 
 #[test]
 fn lists_make_one_instance_for_each_combination() {
-    let text = transformer("seq = [1, 16]\nbatch = [2, 3]\ndtype = [\"f32\"]\ngroup = \"large\"\n");
+    let text = transformer("seq = [1, 16]\nbatch = [2, 3]\ndtype = [\"f32\", \"f16\"]\ngroup = \"large\"\n");
     let folder = project(&[(PROJECT_FILE, PROJECT), ("workloads/w.toml", &text)]);
     let project = load(folder.path()).unwrap();
     let names: Vec<_> = project.blocks.iter().map(|it| it.name.as_str()).collect();
-    assert_eq!(names, ["t-s1-b2-f32", "t-s1-b3-f32", "t-s16-b2-f32", "t-s16-b3-f32"]);
+    assert_eq!(
+        names,
+        [
+            "t-s1-b2-f32",
+            "t-s1-b2-f16",
+            "t-s1-b3-f32",
+            "t-s1-b3-f16",
+            "t-s16-b2-f32",
+            "t-s16-b2-f16",
+            "t-s16-b3-f32",
+            "t-s16-b3-f16"
+        ]
+    );
     assert!(project.blocks.iter().all(|it| it.declared == "t" && it.group.as_deref() == Some("large")));
-    let BlockSpec::Transformer { rows, .. } = project.blocks[2].spec else { panic!("{:?}", project.blocks[2]) };
-    assert_eq!((rows.batch, rows.seq), (2, 16));
+    let BlockSpec::Transformer { rows, dtype, .. } = project.blocks[5].spec else { panic!("{:?}", project.blocks[5]) };
+    assert_eq!((rows.batch, rows.seq, dtype), (2, 16, Dtype::F16));
     assert_eq!(project.files, [Path::new("kernelforge.toml"), Path::new("workloads/w.toml")]);
 }
 
@@ -330,7 +342,7 @@ fn every_optional_key_acts() {
         "gated" | "causal" => "true",
         "bias" | "qkv-bias" => "false",
         "rope-theta" => "10.0",
-        "dtype" => "[\"f32\"]",
+        "dtype" => "\"f16\"",
         "group" => "\"g\"",
         "targets" => "[\"other\"]",
         "pipeline" | "tuning" => "\"other\"",

@@ -30,6 +30,11 @@ pub enum PlanError {
     Missing { stage: String, op: String },
     #[error("stage `{stage}` is a {op}: a {schedule} schedule does not fit it")]
     WrongKind { stage: String, op: String, schedule: String },
+    #[error(
+        "stage `{stage}` stores f16, which {model} cannot convert: it has no F16C instructions, and calling a library for every \
+         element would be slower than f32 by an order of magnitude"
+    )]
+    NoHalves { stage: String, model: String },
     #[error(transparent)]
     Violation(#[from] Violation),
 }
@@ -50,7 +55,7 @@ pub fn resolve(graph: &StageGraph, stage: &Stage, plan: &Plan, device: &Device) 
 /// Checks every constraint of `schedule` for `stage`, whose tensors have this type, on `device`.
 pub fn check(stage: &Stage, dtype: Dtype, schedule: &Schedule, device: &Device) -> Result<(), PlanError> {
     match device {
-        Device::Cpu(cpu) => check_cpu(stage, schedule, cpu),
+        Device::Cpu(cpu) => check_cpu(stage, dtype, schedule, cpu),
         Device::Gpu(gpu) => super::gpu::check(stage, dtype, schedule, gpu),
     }
 }
@@ -64,7 +69,11 @@ pub(super) fn wrong_kind(stage: &Stage, schedule: &Schedule) -> PlanError {
     }
 }
 
-fn check_cpu(stage: &Stage, schedule: &Schedule, cpu: &CpuFacts) -> Result<(), PlanError> {
+fn check_cpu(stage: &Stage, dtype: Dtype, schedule: &Schedule, cpu: &CpuFacts) -> Result<(), PlanError> {
+    if dtype == Dtype::F16 && !converts_halves(cpu) {
+        let (stage, model) = (stage.name.clone(), cpu.model.clone());
+        return Err(PlanError::NoHalves { stage, model });
+    }
     let knobs = Knobs { stage: &stage.name, device: cpu };
     match (&stage.op, schedule) {
         (StageOp::Matmul { .. }, Schedule::Matmul(it)) => knobs.matmul("", it)?,
@@ -85,6 +94,14 @@ fn check_cpu(stage: &Stage, schedule: &Schedule, cpu: &CpuFacts) -> Result<(), P
         (_, schedule) => return Err(wrong_kind(stage, schedule)),
     }
     Ok(())
+}
+
+/// Whether the CPU has instructions between f16 and f32: F16C on x86-64, always on AArch64.
+fn converts_halves(cpu: &CpuFacts) -> bool {
+    match cpu.arch.as_str() {
+        "x86_64" => cpu.isa.iter().any(|it| it == "f16c"),
+        arch => arch == "aarch64",
+    }
 }
 
 /// Judges the knobs of one stage on one device.

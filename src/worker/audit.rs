@@ -3,7 +3,7 @@
 use crate::verify;
 use kernelforge::{
     digest::Digest,
-    host::{CpuFacts, Device},
+    host::CpuFacts,
     protocol::{
         Failure, FailureKind, Gate, GateResult, GateStatus, Verdict,
         audit::{Audit, Rejection, Subject, Uncovered},

@@ -7,13 +7,13 @@ use crate::{
         Gpu,
         program::{Checks, LoadedProgram},
     },
-    measure, run as run_kernel,
+    measure, mutate, run as run_kernel,
     serve::{Blobs, Inputs, Rejected, drawn, json, judged, one},
     verify::{self, gpu::candidate::OnGpu},
 };
 use kernelforge::{
     host::{Device, gpu::GpuFacts},
-    manifest::spec::BlockSpec,
+    manifest::spec::{BlockSpec, Pass},
     plan::{Plan, program::Program, stage::StageGraph},
     protocol::{Failure, audit::Audit, audit::Subject, blob, corpus::Case},
 };
@@ -90,4 +90,38 @@ pub fn run(inputs: &Inputs<'_>, gpu: &GpuFacts, block: &BlockSpec, seed: u64, st
     let result = run_kernel::run_on(&mut candidate, block, seed, tensors.as_deref(), stages)?;
     candidate.failure().map_or(Ok(()), Err)?;
     Ok(one(blob::TENSORS, result))
+}
+
+pub fn list_mutants(
+    inputs: &Inputs<'_>,
+    gpu: &GpuFacts,
+    block: &BlockSpec,
+    passes: &[Pass],
+) -> Result<Blobs, Rejected> {
+    let mutants = with_built(inputs, gpu, (block, passes), |subject| Ok(mutate::gpu::list(subject)))?;
+    Ok(one(blob::MUTANTS, json(&mutants)?))
+}
+
+pub fn mutant(
+    inputs: &Inputs<'_>,
+    gpu: &GpuFacts,
+    block: (&BlockSpec, &[Pass]),
+    (seed, corpus): (u64, &[Case]),
+    id: &str,
+) -> Result<Blobs, Rejected> {
+    let trial = mutate::gpu::Trial { seed, corpus };
+    let judged = with_built(inputs, gpu, block, |subject| mutate::gpu::judge(subject, trial, id))?;
+    Ok(one(blob::JUDGED, json(&judged)?))
+}
+
+/// Calls `act` with the files of a built block.
+fn with_built<T>(
+    inputs: &Inputs<'_>,
+    gpu: &GpuFacts,
+    (block, passes): (&BlockSpec, &[Pass]),
+    act: impl FnOnce(&mutate::gpu::Subject<'_>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let (program, plan) = (inputs.parse::<Program>(blob::KERNEL)?, inputs.parse::<Plan>(blob::PLAN)?);
+    let sources = inputs.parse::<Vec<String>>(blob::OBJECT)?;
+    act(&mutate::gpu::Subject { block, passes, gpu, plan: &plan, program: &program, sources: &sources })
 }

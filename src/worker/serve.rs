@@ -454,7 +454,7 @@ mod tests {
             kernel,
             plan: &plan,
             block: &block,
-            cpu: &cpu,
+            device: &cpu.clone().into(),
             threads: 1,
             seed: 1,
             corpus: &[],

@@ -120,6 +120,8 @@ impl Tasks for Timed<'_> {
         for (id, values) in &self.inputs[self.draw] {
             self.runnable.memory.tensor_mut(*id).copy_from_slice(values);
         }
+        // No timed run converts tensors.
+        self.runnable.memory.settle();
     }
 
     fn run(&mut self, task: usize) {
@@ -150,6 +152,7 @@ impl Tasks for Timed<'_> {
                 // The block's result is its last stage's too, which is measured next.
                 if task == BLOCK {
                     self.runnable.memory.tensor_mut(stage.output).fill(f32::NAN);
+                    self.runnable.memory.settle();
                 }
             }
         }

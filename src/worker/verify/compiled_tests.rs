@@ -88,6 +88,13 @@ fn compiled_kernels_of_every_kind_are_accepted() {
 }
 
 #[test]
+fn compiled_kernels_of_every_kind_are_accepted_in_f16() {
+    for block in samples::all().iter().map(samples::halved) {
+        assert_accepted(&judge(&block, &samples::graph(&block), 1), &block);
+    }
+}
+
+#[test]
 fn a_plan_beyond_the_cpu_never_runs() {
     let (block, cpu) = (samples::gpt(), CpuFacts::detect());
     let graph = samples::graph(&block);

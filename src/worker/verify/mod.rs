@@ -10,7 +10,7 @@ pub mod candidate;
 mod columns;
 #[cfg(test)]
 mod compiled_tests;
-mod coverage;
+pub mod coverage;
 mod emulation;
 mod functions;
 mod gates;
@@ -25,9 +25,9 @@ mod precise;
 #[cfg(test)]
 mod precise_tests;
 mod projection;
-mod reference;
+pub mod reference;
 #[cfg(test)]
-mod samples;
+pub mod samples;
 #[cfg(test)]
 mod schedules_tests;
 mod tally;
@@ -118,6 +118,12 @@ pub fn verify_loaded(
     }
     results.sort_by_key(|it| it.gate);
     Ok(verdict(results))
+}
+
+/// What the gate of legality has against a plan for a GPU, if anything.
+pub fn illegal(graph: &StageGraph, plan: &Plan, gpu: &kernelforge::host::gpu::GpuFacts) -> Option<String> {
+    let results = gates::legality::check(graph, plan, &Device::Gpu(gpu.clone()));
+    results.into_iter().find(|it| it.status != GateStatus::Passed).map(|it| it.message)
 }
 
 /// Has code for other shapes written and hands it over to be run.

@@ -14,6 +14,8 @@ use crate::{
 const SUMS: usize = 192;
 /// Multiply-adds written out: drivers took 0.9 s for a text of 4096.
 const WRITTEN_OUT: usize = 4096;
+/// Storage buffers of a shader beyond A and B: two biases, a residual or a factor, and C; and A.
+const BINDINGS: usize = 5;
 /// Rows of A that a gemv keeps apart in registers.
 const GEMV_ROWS: usize = 8;
 
@@ -28,7 +30,7 @@ pub fn check(
     schedule: &GpuMatmul,
     gpu: &GpuFacts,
 ) -> Result<(), Violation> {
-    let rules = Rules { knobs: Knobs { stage, device: gpu }, prefix, product };
+    let rules = Rules { knobs: Knobs::new(stage, gpu), prefix, product };
     match schedule {
         GpuMatmul::Tiled(it) => rules.tiled(it),
         GpuMatmul::Cooperative(it) => rules.cooperative(it),
@@ -42,7 +44,7 @@ pub fn check(
 /// The first rule that is broken.
 pub fn check_mlp(stage: &str, shape: &MlpShape, schedule: &GpuMlp, gpu: &GpuFacts) -> Result<(), Violation> {
     if schedule.fuse_gate && !shape.gated {
-        let knobs = Knobs { stage, device: gpu };
+        let knobs = Knobs::new(stage, gpu);
         return Err(knobs.violation("fuse-gate", true, "needs a gated MLP: there is no gate to fuse"));
     }
     check(stage, "up.", &shape.up(schedule.fuse_gate), &schedule.up, gpu)?;
@@ -60,22 +62,26 @@ impl Rules<'_> {
         self.knobs.device
     }
 
+    fn name(&self, knob: &str) -> String {
+        format!("{}{knob}", self.prefix)
+    }
+
     fn refuse(&self, knob: &str, value: impl ToString, rule: impl Into<String>) -> Result<(), Violation> {
-        Err(self.knobs.violation(&format!("{}{knob}", self.prefix), value, rule))
+        Err(self.knobs.violation(&self.name(knob), value, rule))
     }
 
     fn range(&self, knob: &str, value: usize, low: usize, high: usize, why: &str) -> Result<(), Violation> {
-        self.knobs.range(&format!("{}{knob}", self.prefix), value, low, high, why)
+        self.knobs.range(&self.name(knob), value, low, high, why)
     }
 
     fn multiple(&self, knob: &str, value: usize, of: &str, unit: usize) -> Result<(), Violation> {
-        let own = if of.contains(' ') { of.to_owned() } else { format!("{}{of}", self.prefix) };
-        self.knobs.multiple(&format!("{}{knob}", self.prefix), value, &own, unit)
+        let own = if of.contains(' ') { of.to_owned() } else { self.name(of) };
+        self.knobs.multiple(&self.name(knob), value, &own, unit)
     }
 
     fn tiled(&self, s: &Tiled) -> Result<(), Violation> {
         let weights = self.product.weights;
-        self.storage()?;
+        self.tensors()?;
         self.range("thread-m", s.thread_m, 1, 32, "rows of a register tile")?;
         self.range("thread-n", s.thread_n, 1, 32, "columns of a register tile")?;
         self.sums("thread-m", s.thread_m, s.thread_m * s.thread_n * weights)?;
@@ -87,9 +93,9 @@ impl Rules<'_> {
         self.multiple("thread-n", s.thread_n, "vector", s.vector)?;
         let written_out = s.tile_k * s.thread_m * s.thread_n / s.chunk_n() * weights;
         self.range("tile-k", s.tile_k, 1, s.tile_k * WRITTEN_OUT / written_out, "multiply-adds written out")?;
-        self.invocations("tile-m", s.tile_m, s.threads())?;
+        self.knobs.invocations(&self.name("invocations"), s.threads())?;
         self.stages(s.stages)?;
-        self.memory("tile-k", s.tile_k, s.workgroup_memory(weights))?;
+        self.knobs.workgroup_memory(&self.name("tile-k"), s.tile_k, s.workgroup_memory(weights))?;
         self.grid([s.tile_m, s.tile_n, s.tile_k], s.split_k, s.swizzle)
     }
 
@@ -98,12 +104,9 @@ impl Rules<'_> {
         if self.product.dtype != Dtype::F16 {
             return self.refuse("method", "cooperative", "needs f16 operands: this product's are f32");
         }
-        self.storage()?;
+        self.tensors()?;
         for feature in [GpuFeature::CooperativeMatrix, GpuFeature::Subgroups] {
-            if !gpu.has(feature) {
-                let rule = format!("needs the feature {}, which {} does not have", feature.name(), gpu.name);
-                return self.refuse("method", "cooperative", rule);
-            }
+            self.knobs.feature(&self.name("method"), "cooperative", feature)?;
         }
         let square = gpu.cooperative_f16().filter(|it| it.m == it.n && it.n == it.k && [8, 16].contains(&it.k));
         let Some(unit) = square.map(|it| it.k) else {
@@ -125,15 +128,15 @@ impl Rules<'_> {
         self.multiple("tile-k", s.tile_k, "depth of a matrix", unit)?;
         self.sums("subgroup-m", s.subgroup_m, s.subgroup_m * s.subgroup_n * weights / gpu.subgroup_max)?;
         self.vector(s.vector, &[2, 4, 8])?;
-        self.invocations("tile-m", s.tile_m, s.subgroups() * gpu.subgroup_max)?;
+        self.knobs.invocations(&self.name("invocations"), s.subgroups() * gpu.subgroup_max)?;
         self.stages(s.stages)?;
-        self.memory("tile-k", s.tile_k, s.workgroup_memory(unit, weights))?;
+        self.knobs.workgroup_memory(&self.name("tile-k"), s.tile_k, s.workgroup_memory(unit, weights))?;
         self.grid([s.tile_m, s.tile_n, s.tile_k], s.split_k, s.swizzle)
     }
 
     fn gemv(&self, s: &Gemv) -> Result<(), Violation> {
         let Product { m, n, k, weights, dtype } = *self.product;
-        self.storage()?;
+        self.tensors()?;
         if m > GEMV_ROWS {
             let rule = format!("takes at most {GEMV_ROWS} rows, kept apart in registers: this product has {m}");
             return self.refuse("method", "gemv", rule);
@@ -143,24 +146,21 @@ impl Rules<'_> {
             let rule = format!("is not one of {widths:?} that divides n = {n}");
             return self.refuse("vector", s.vector, rule);
         }
-        self.invocations("threads", s.threads, s.threads)?;
+        self.knobs.invocations(&self.name("threads"), s.threads)?;
         self.range("slices", s.slices, 1, s.threads, "`threads`")?;
         self.multiple("threads", s.threads, "slices", s.slices)?;
         self.range("unroll", s.unroll, 1, 16, "written-out steps of the loop over K")?;
         self.sums("vector", s.vector, s.vector * weights * m)?;
         self.sums("unroll", s.unroll, s.unroll * s.vector * weights)?;
-        self.memory("threads", s.threads, s.workgroup_memory(m, weights))?;
-        self.workgroups("threads", s.threads, n.div_ceil(s.threads / s.slices * s.vector))?;
+        self.knobs.workgroup_memory(&self.name("threads"), s.threads, s.workgroup_memory(m, weights))?;
+        self.knobs.workgroups(&self.name("threads"), s.threads, n.div_ceil(s.threads / s.slices * s.vector))?;
         self.split(s.split_k, k.div_ceil(s.slices * s.unroll), "steps of `slices` * `unroll`")
     }
 
-    /// The operands can be read at all.
-    fn storage(&self) -> Result<(), Violation> {
-        if self.gpu().stores(self.product.dtype) {
-            return Ok(());
-        }
-        let rule = format!("is not a type that {} reads and writes", self.gpu().name);
-        Err(self.knobs.violation("dtype", self.product.dtype.name(), rule))
+    /// The operands can be read, and nothing is larger than a shader can see.
+    fn tensors(&self) -> Result<(), Violation> {
+        let Product { m, n, k, weights, dtype } = *self.product;
+        self.knobs.tensors(dtype, BINDINGS + weights, (m * k).max(k * n).max(m * n))
     }
 
     fn sums(&self, knob: &str, value: usize, sums: usize) -> Result<(), Violation> {
@@ -188,45 +188,15 @@ impl Rules<'_> {
         self.refuse("vector", vector, format!("is not one of {widths:?} that divides k = {k} and n = {n}"))
     }
 
-    fn invocations(&self, knob: &str, value: usize, invocations: usize) -> Result<(), Violation> {
-        let limit = self.gpu().workgroup_invocations.min(self.gpu().workgroup_x);
-        if (1..=limit).contains(&invocations) {
-            return Ok(());
-        }
-        let rule = format!("makes workgroups of {invocations} invocations: {} has up to {limit}", self.gpu().name);
-        self.refuse(knob, value, rule)
-    }
-
     fn stages(&self, stages: usize) -> Result<(), Violation> {
         self.range("stages", stages, 1, 2, "tiles in workgroup memory")
-    }
-
-    fn memory(&self, knob: &str, value: usize, bytes: usize) -> Result<(), Violation> {
-        let limit = self.gpu().workgroup_memory;
-        if bytes <= limit {
-            return Ok(());
-        }
-        let rule = format!("needs {bytes} bytes of workgroup memory: {} has {limit}", self.gpu().name);
-        self.refuse(knob, value, rule)
-    }
-
-    fn workgroups(&self, knob: &str, value: usize, workgroups: usize) -> Result<(), Violation> {
-        let limit = self.gpu().workgroups;
-        if workgroups <= limit {
-            return Ok(());
-        }
-        let rule = format!(
-            "makes {workgroups} workgroups in one dimension of a dispatch: {} has up to {limit}",
-            self.gpu().name
-        );
-        self.refuse(knob, value, rule)
     }
 
     fn grid(&self, [tile_m, tile_n, tile_k]: [usize; 3], split_k: usize, swizzle: usize) -> Result<(), Violation> {
         let Product { m, n, k, .. } = *self.product;
         let rows = m.div_ceil(tile_m);
-        self.workgroups("tile-m", tile_m, rows)?;
-        self.workgroups("tile-n", tile_n, n.div_ceil(tile_n))?;
+        self.knobs.workgroups(&self.name("tile-m"), tile_m, rows)?;
+        self.knobs.workgroups(&self.name("tile-n"), tile_n, n.div_ceil(tile_n))?;
         self.range("swizzle", swizzle, 1, rows, "rows of tiles")?;
         self.split(split_k, k.div_ceil(tile_k), "steps of `tile-k`")
     }
@@ -241,13 +211,8 @@ impl Rules<'_> {
         if split_k == 1 {
             return Ok(());
         }
-        self.workgroups("split-k", split_k, self.product.m)?;
-        let (bytes, limit) =
-            (self.product.partial_bytes(split_k), self.gpu().binding_bytes.min(self.gpu().buffer_bytes));
-        if bytes <= limit {
-            return Ok(());
-        }
-        let rule = format!("needs a buffer of {bytes} bytes for the parts: {} binds up to {limit}", self.gpu().name);
-        self.refuse("split-k", split_k, rule)
+        self.knobs.workgroups(&self.name("split-k"), split_k, self.product.m)?;
+        let bytes = usize::try_from(self.product.partial_bytes(split_k)).unwrap_or(usize::MAX);
+        self.knobs.bytes(&self.name("split-k-bytes"), bytes)
     }
 }

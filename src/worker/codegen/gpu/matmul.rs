@@ -3,6 +3,7 @@
 use super::{
     Builder,
     builder::{Needs, dispatches},
+    real, storage,
 };
 use kernelforge::{
     host::gpu::GpuFeature,
@@ -60,9 +61,9 @@ impl Epilogue {
             activation => self.activation.map(function),
             factor => self.factor.is_some(),
             residual => self.residual.is_some(),
-            real => vector("f32", width),
-            stored => vector(product.dtype.name(), width),
-            out => vector(self.out_dtype.name(), width),
+            real => real(width),
+            stored => storage(product.dtype, width),
+            out => storage(self.out_dtype, width),
         }
     }
 
@@ -85,11 +86,6 @@ const fn function(activation: Activation) -> &'static str {
         Activation::Silu => "silu",
         Activation::Relu => "relu",
     }
-}
-
-/// `f32`, `vec2<f32>`, ...
-fn vector(scalar: &str, width: usize) -> String {
-    if width == 1 { scalar.to_owned() } else { format!("vec{width}<{scalar}>") }
 }
 
 /// The steps of a product with a legal schedule.
@@ -158,7 +154,7 @@ impl Multiply<'_> {
         let grid = Grid::new(self.product, [s.tile_m, s.tile_n, s.tile_k], s.split_k, s.swizzle);
         let context = context! {
             thread_m => s.thread_m, thread_n => s.thread_n, vector => s.vector, stages => s.stages, prefetch => s.prefetch,
-            load => vector(self.product.dtype.name(), s.vector),
+            load => storage(self.product.dtype, s.vector),
             threads => s.threads(), chunk_m => s.chunk_m(), chunk_n => s.chunk_n(),
             block_m, block_n, pieces => Serde(pieces),
             ..context! { ..Value::from(Serde(&grid)), ..self.context(s.vector) }
@@ -180,7 +176,7 @@ impl Multiply<'_> {
         let context = context! {
             subgroup_m => s.subgroup_m, subgroup_n => s.subgroup_n, vector => s.vector, stages => s.stages,
             prefetch => s.prefetch, unit, subgroup_size, threads,
-            word => vector("f32", s.vector / 2),
+            word => real(s.vector / 2),
             ..context! {
                 ..Value::from(Serde(s.layout(unit, self.product.weights))),
                 ..Value::from(Serde(&grid)), ..self.context(s.vector.min(4))
@@ -200,10 +196,10 @@ impl Multiply<'_> {
         let widths = [4, 2, 1].into_iter();
         let vector_a = widths.filter(|it| k.is_multiple_of(*it) && s.unroll.is_multiple_of(*it)).max().unwrap_or(1);
         // Eight f16 are four words of two.
-        let load = if s.vector == 8 { "vec4<u32>".to_owned() } else { vector(dtype.name(), s.vector) };
+        let load = if s.vector == 8 { "vec4<u32>".to_owned() } else { storage(dtype, s.vector) };
         let context = context! {
             threads => s.threads, vector => s.vector, slices => s.slices, unroll => s.unroll, split_k => s.split_k,
-            vector_a, load, load_a => vector(dtype.name(), vector_a), part => s.part(k),
+            vector_a, load, load_a => storage(dtype, vector_a), part => s.part(k),
             ..self.context(s.vector.min(4))
         };
         let needs = Needs {
@@ -277,3 +273,7 @@ fn sum(
     let workgroups = [(n / width).div_ceil(SUM_THREADS) as u32, m as u32, 1];
     builder.dispatch(("matmul-sum.wgsl", format!("matmul-sum {m}x{n}x{k}")), context, needs, &bindings, workgroups)
 }
+
+#[cfg(test)]
+#[path = "matmul_tests.rs"]
+mod tests;

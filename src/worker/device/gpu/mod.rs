@@ -12,7 +12,7 @@ pub mod program;
 pub mod run;
 pub mod smoke;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 
 pub use adapters::probe;
 pub use open::Gpu;

@@ -87,7 +87,7 @@ fn variants<'a>(graph: &'a StageGraph, plan: &Plan, device: &Device) -> (Vec<Var
             }
             seen.push((op.clone(), schedule.clone()));
             let name = format!("shape{}", variants.len());
-            push(&mut shaped, &name, op);
+            push(&mut shaped, &name, op, graph.tensor(of.output).dtype);
             shaped_plan.stages.insert(name, schedule.clone());
             variants.push(Variant { of, case });
         }
@@ -155,10 +155,13 @@ fn rows_by_width(op: &StageOp, shapes: [(usize, usize); 3]) -> Vec<(StageOp, Str
 }
 
 /// Appends a stage with tensors of its own.
-fn push(graph: &mut StageGraph, stage: &str, op: StageOp) {
+fn push(graph: &mut StageGraph, stage: &str, op: StageOp, dtype: Dtype) {
+    let rope = matches!(op, StageOp::Rope { .. });
     let mut tensor = |name: &str, shape: &[usize], role| {
         let name = format!("{stage}.{name}");
-        graph.tensors.push(Tensor { name, shape: shape.to_vec(), dtype: Dtype::F32, role });
+        // Rotary tables are f32 in every block.
+        let dtype = if rope && role == Role::Weight { Dtype::F32 } else { dtype };
+        graph.tensors.push(Tensor { name, shape: shape.to_vec(), dtype, role });
         TensorId(graph.tensors.len() - 1)
     };
     let (input, weight) = (Role::Input, Role::Weight);
