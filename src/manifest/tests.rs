@@ -127,6 +127,49 @@ messages! {
     broken_syntax_is_underlined => message_for("[block.a\nkind = \"matmul\"\n[block.b]\nkind = = 3\n");
 }
 
+fn with_shaders(files: &[(&str, &[u8])]) -> TempDir {
+    let folder = project(&[(PROJECT_FILE, &format!("[project]\nname = \"demo\"\n[block.good]\n{MATMUL}"))]);
+    files.iter().for_each(|(name, content)| write(folder.path(), name, content));
+    folder
+}
+
+#[test]
+fn the_projects_own_templates_are_read_and_are_sources() {
+    let folder = with_shaders(&[
+        ("shaders/norm.wgsl", b"mine"),
+        ("shaders/.norm.wgsl.swp", b"an editor's"),
+        ("shaders/notes.txt", b"not a template"),
+    ]);
+    let (project, sources) = load_with_sources(folder.path());
+    assert_eq!(project.unwrap().shaders, BTreeMap::from([("norm.wgsl".to_owned(), "mine".to_owned())]));
+    let seen: Vec<_> = sources.seen.iter().map(|it| it.path.to_str().unwrap()).collect();
+    assert_eq!(seen, [PROJECT_FILE, "shaders", "shaders/norm.wgsl"]);
+    fs::write(folder.path().join("shaders/norm.wgsl"), "another").unwrap();
+    assert_eq!(sources.changed(&folder.path().canonicalize().unwrap()), [Path::new("shaders/norm.wgsl")]);
+    // That there are none is known as well: one that comes is looked at.
+    let (_, sources) = load_with_sources(with_shaders(&[]).path());
+    assert!(sources.seen.iter().any(|it| it.path == Path::new("shaders") && it.what == sources::Seen::Nothing));
+}
+
+#[test]
+fn a_template_that_replaces_none_is_named_with_those_that_could_be_meant() {
+    insta::assert_snapshot!(message(with_shaders(&[("shaders/nrom.wgsl", b"")]).path()));
+}
+
+#[test]
+fn a_template_is_read_under_the_limits_of_a_workload() {
+    let text = |content: &[u8]| message(with_shaders(&[("shaders/norm.wgsl", content)]).path());
+    assert!(text(b"na\xefve").contains("`shaders/norm.wgsl` is not UTF-8"));
+    assert!(text(&vec![b' '; 5 << 20]).contains("`shaders/norm.wgsl` has 5.0 MiB"));
+    let outside = with_shaders(&[("secret.wgsl", b"")]);
+    for link in ["shaders", "shaders/norm.wgsl"] {
+        let inside = with_shaders(if link == "shaders" { &[] } else { &[("shaders/math.wgsl", b"")] });
+        std::os::unix::fs::symlink(outside.path().join("secret.wgsl"), inside.path().join(link)).unwrap();
+        let text = render(&load(inside.path()).unwrap_err(), false, 200);
+        assert!(text.contains(&format!("`{link}` is outside the project")), "{text}");
+    }
+}
+
 #[test]
 fn all_names_of_the_gpu_backend_mean_the_same() {
     let target = |keys: &str| {

@@ -164,3 +164,56 @@ fn folder() -> PathBuf {
     let runtime = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|it| it.is_dir());
     runtime.unwrap_or_else(env::temp_dir).join(format!("kforge-{}", rustix::process::getuid().as_raw()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        build::graph::tests::{block, cpu, gpu, gpu_block, transformer},
+        host::gpu::{GpuFacts, GpuKind},
+    };
+    use std::sync::Arc;
+
+    /// What each kind of step of the block needs, as `cpu-shared gpu-alone`.
+    fn needed(block: &BlockTarget) -> Vec<(&'static str, String)> {
+        let words = |kind: StepKind| {
+            let needs = needs(kind, &cpu(), Some(block));
+            let word = |(device, wanted): &(Digest, Use)| {
+                let device = if *device == cpu().fingerprint() { "cpu" } else { "gpu" };
+                format!("{device}-{}", if *wanted == Use::Measure { "alone" } else { "shared" })
+            };
+            (kind.name(), needs.iter().map(word).collect::<Vec<_>>().join(" "))
+        };
+        StepKind::ALL.map(words).into()
+    }
+
+    fn expected(verify: &str, benchmark: &str) -> Vec<(&'static str, String)> {
+        let all = ["cpu-shared", "", "cpu-shared", verify, benchmark, ""];
+        StepKind::ALL.iter().zip(all).map(|(kind, it)| (kind.name(), it.to_owned())).collect()
+    }
+
+    #[test]
+    fn a_step_needs_the_devices_that_it_disturbs_or_that_disturb_it() {
+        let on = |facts: GpuFacts| BlockTarget { device: Arc::new(facts.into()), ..gpu_block("g", transformer()) };
+        let software = GpuFacts { kind: GpuKind::Software, ..gpu() };
+        assert_eq!(needed(&block("c", transformer())), expected("cpu-shared", "cpu-alone"));
+        assert_eq!(needed(&on(gpu())), expected("cpu-shared gpu-shared", "cpu-shared gpu-alone"));
+        assert_eq!(needed(&on(software)), expected("cpu-shared gpu-shared", "cpu-alone gpu-alone"));
+        let hybrid = BlockTarget { hybrid_softmax: true, ..on(gpu()) };
+        assert_eq!(needed(&hybrid), expected("cpu-shared gpu-shared", "cpu-alone gpu-alone"));
+    }
+
+    #[test]
+    fn who_measures_on_one_device_keeps_others_from_it_and_from_nothing_else() {
+        let device = |name: &str| Digest::of(format!("{name} of process {}", std::process::id()).as_bytes());
+        let soon = Patience { cancelled: &|| false, limit: Some(Duration::from_millis(20)) };
+        let take = |needs: &[(Digest, Use)]| devices(needs, &soon, |_| ());
+        let (cpu, gpu) = (device("cpu"), device("gpu"));
+        let measuring = take(&[(cpu, Use::Compute), (gpu, Use::Measure)]).unwrap().unwrap();
+        assert!(matches!(take(&[(cpu, Use::Compute), (gpu, Use::Compute)]), Err(LockError::Held { .. })));
+        assert!(matches!(take(&[(cpu, Use::Measure)]), Err(LockError::Held { .. })));
+        assert!(take(&[(cpu, Use::Compute)]).unwrap().is_some());
+        drop(measuring);
+        assert!(take(&[(cpu, Use::Measure), (gpu, Use::Measure)]).unwrap().is_some());
+    }
+}

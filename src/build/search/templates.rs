@@ -86,3 +86,54 @@ pub fn of_plan(plan: &Plan, own: &BTreeMap<String, String>) -> Result<BTreeMap<S
     };
     plan.shaders.iter().map(text).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        build::{graph::tests::gpu, search},
+        host::CpuFacts,
+        manifest::spec::Dtype,
+        plan::stage::{Role, Stage, StageOp, Tensor, TensorId},
+    };
+
+    /// A norm of 4 rows of 32.
+    fn graph() -> StageGraph {
+        let tensor = Tensor { name: "y".to_owned(), shape: vec![4, 32], dtype: Dtype::F32, role: Role::Output };
+        let op = StageOp::RmsNorm { rows: 4, width: 32, eps: 1e-5 };
+        let stage = Stage { name: "norm".to_owned(), op, inputs: vec![], output: TensorId(0), scheduled: true };
+        StageGraph { block: "b".to_owned(), tensors: vec![tensor], stages: vec![stage] }
+    }
+
+    fn own(texts: &[(&str, &str)]) -> BTreeMap<String, String> {
+        texts.iter().map(|it| (it.0.to_owned(), it.1.to_owned())).collect()
+    }
+
+    fn plan(device: &Device, own: &BTreeMap<String, String>) -> Plan {
+        search::plan(&graph(), ("b", "t"), (device, false), own)
+    }
+
+    #[test]
+    fn a_plan_names_the_own_templates_that_it_uses_and_no_others() {
+        let device = Device::from(gpu());
+        let names = |own: &BTreeMap<String, String>| plan(&device, own).shaders.into_keys().collect::<Vec<_>>();
+        let texts = own(&[("math.wgsl", "m"), ("norm.wgsl", "n"), ("rope.wgsl", "r")]);
+        assert_eq!(names(&texts), ["math.wgsl", "norm.wgsl"]);
+        // One that an own text includes.
+        let including = own(&[("norm.wgsl", "{% include \"rope.wgsl\" %}"), ("rope.wgsl", "r")]);
+        assert_eq!(names(&including), ["norm.wgsl", "rope.wgsl"]);
+        assert_eq!(names(&own(&[])), Vec::<String>::new());
+        assert_eq!(plan(&CpuFacts::detect().into(), &texts).shaders, BTreeMap::new());
+    }
+
+    #[test]
+    fn a_plan_is_compiled_with_the_templates_that_it_names() {
+        let texts = own(&[("norm.wgsl", "n"), ("rope.wgsl", "r")]);
+        let plan = plan(&gpu().into(), &texts);
+        assert_eq!(of_plan(&plan, &texts), Ok(own(&[("norm.wgsl", "n")])));
+        let absent = of_plan(&plan, &own(&[("rope.wgsl", "r")])).unwrap_err();
+        assert_eq!(absent, TemplateError::Absent { name: "norm.wgsl".to_owned() });
+        let other = of_plan(&plan, &own(&[("norm.wgsl", "another")])).unwrap_err();
+        assert!(other.to_string().starts_with("the plan uses another `shaders/norm.wgsl` than this project has: "));
+    }
+}
