@@ -109,7 +109,7 @@ fn standing<'a>(subject: &'a Subject, weakness: &'a Weakness) -> Box<dyn Iterato
 /// Kernels of other stages: all of one stage, or all there are.
 fn other_stages<'a>(subject: &'a Subject, stage: Option<&'a str>) -> impl Iterator<Item = Wrong> + 'a {
     let wanted = move |it: &Mutation| stage.is_none() || it.mutant.stage.as_deref() == stage;
-    stages::mutations(subject).into_iter().filter(wanted).filter_map(|it| match it.body {
+    stages::mutations(&subject.kernel.graph).into_iter().filter(wanted).filter_map(|it| match it.body {
         Body::Ir(graph) => generated(subject, &graph, it.mutant.id),
         _ => None,
     })

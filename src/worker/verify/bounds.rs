@@ -80,6 +80,23 @@ impl Arithmetic {
         }
     }
 
+    /// Code that is generated for GPUs, with tensors stored as `storage`. WGSL promises less than IEEE 754 (section 15.7.4,
+    /// floating-point accuracy: 2.5 units for a division, 2 for an inverse square root, 3 + 2 |x| for exp), so the templates
+    /// compute these with polynomials and corrected quotients (`shaders/math.wgsl`, held against f64 there); subnormal numbers
+    /// may be taken for zero anywhere. `cooperative`: products of whole subgroups, whose sums some devices round towards zero.
+    pub const fn gpu(storage: Dtype, cooperative: bool) -> Self {
+        Self {
+            unit: if cooperative { 2.0 * U } else { U },
+            division: 2.0 * U,
+            inverse_sqrt: 4.0 * U,
+            // Cooperative products take both operands in 16 bits.
+            probabilities: if cooperative { storage } else { Dtype::F32 },
+            hidden: storage,
+            flushes: true,
+            ..Self::cpu()
+        }
+    }
+
     fn activation_error(&self, function: Activation) -> ActivationError {
         let index = Activation::ALL.into_iter().position(|it| it == function);
         index.map_or(ActivationError::of(function), |it| self.activations[it])

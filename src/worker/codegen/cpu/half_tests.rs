@@ -58,6 +58,7 @@ fn planned(graph: &StageGraph, matmul: &MatmulSchedule) -> Plan {
         target: "cpu".to_owned(),
         provenance: Provenance { strategy: "test".to_owned(), trials: 0 },
         stages: graph.stages.iter().map(|it| (it.name.clone(), schedule(&it.op))).collect(),
+        shaders: Default::default(),
     }
 }
 

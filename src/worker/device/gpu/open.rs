@@ -154,6 +154,7 @@ impl Gpu {
     }
 
     /// Loses the device, as a driver that resets it does.
+    #[cfg(test)]
     pub fn lose(&self) {
         self.device.destroy();
         // The callback comes with the next poll; whoever asks in between must know too.

@@ -9,10 +9,14 @@ use crate::{
         },
         guard::Escape,
     },
-    verify::candidate::{Call, Candidate, Left, Tensors},
+    verify::{
+        bounds::Arithmetic,
+        candidate::{Call, Candidate, Left, Tensors},
+    },
 };
 use half::f16;
 use kernelforge::{
+    host::gpu::GpuFeature,
     manifest::spec::Dtype,
     plan::{
         program::Buffer,
@@ -183,6 +187,13 @@ impl Tensors for OnGpu<'_> {
 }
 
 impl Candidate for OnGpu<'_> {
+    fn arithmetic(&self) -> Arithmetic {
+        let program = self.session.program();
+        let storage = program.graph.tensors.iter().map(|it| it.dtype).find(|it| *it != Dtype::F32);
+        let cooperative = program.shaders.iter().any(|it| it.features.contains(&GpuFeature::CooperativeMatrix));
+        Arithmetic::gpu(storage.unwrap_or(Dtype::F32), cooperative)
+    }
+
     fn prepare(&mut self) {
         self.run(Work::Packing, &[]);
     }

@@ -33,6 +33,7 @@ fn plan(stages: BTreeMap<String, Schedule>) -> Plan {
         target: "gpu".to_owned(),
         provenance: Provenance { strategy: "test".to_owned(), trials: 0 },
         stages,
+        shaders: BTreeMap::new(),
     }
 }
 
