@@ -26,7 +26,7 @@ pub struct Selection {
     /// Blocks: NAME, NAME@TARGET, or patterns like `gpt2-*`; all blocks that are in no group if none is given
     #[arg(value_name = "BLOCK")]
     pub blocks: Vec<String>,
-    /// Only for this target
+    /// Only for this target, be it one that a plain build leaves out; blocks that name their targets are built for no other
     #[arg(long)]
     pub target: Option<String>,
     /// The blocks of this group, which a plain build leaves out
@@ -66,12 +66,17 @@ impl Opened {
         Ok(Self::of(project, sources, store, (blocks, origins), cpu))
     }
 
-    /// Every block of the project, those in groups too, for every target that it may be built for. Nobody looks for GPUs: where
-    /// none is remembered, what was built for one is found by the names of its steps, and not by its keys.
+    /// Every block of the project, those in groups too, for every target that it may be built for; as [`Opened::recorded`].
     pub fn whole(directory: &Path) -> Result<Self, Error> {
+        Self::recorded(directory, &Selection { blocks: vec!["*@*".to_owned()], ..Selection::default() })
+    }
+
+    /// For commands that build nothing and look at what was built. Nobody looks for GPUs: where none is remembered, what was built
+    /// for one is found by the names of its steps, and not by its keys.
+    pub fn recorded(directory: &Path, selection: &Selection) -> Result<Self, Error> {
         let (project, sources) = manifest::load_with_sources(&root(directory));
         let project = project?;
-        let chosen = select(&project, &Selection { blocks: vec!["*@*".to_owned()], ..Selection::default() })?;
+        let chosen = select(&project, selection)?;
         let (store, found) = Store::open(&project.root)?;
         notices(&found);
         let finder = Finder::of_records(&project.root);
@@ -300,5 +305,40 @@ fn nearest(error: Error, name: &str, known: &[&str]) -> Error {
             let names: Vec<_> = known.iter().take(12).map(|it| format!("`{it}`")).collect();
             error.with_hint(format!("there are {}{more}", names.join(", ")))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// What is selected of two blocks, one of which names its target, in a project with a GPU that `targets` leaves out.
+    fn selected(blocks: &[&str], target: Option<&str>) -> Result<String, Error> {
+        let folder = tempfile::tempdir()?;
+        let matmul = "kind = \"matmul\"\nm = 4\nn = 4\nk = 4\n";
+        let text = format!(
+            "[project]\nname = \"p\"\n[target.gpu]\nbackend = \"gpu\"\n[block.free]\n{matmul}\
+             [block.bound]\n{matmul}targets = [\"cpu\"]\n"
+        );
+        fs::write(folder.path().join(PROJECT_FILE), text)?;
+        let project = load(folder.path())?;
+        let blocks = blocks.iter().map(|it| (*it).to_owned()).collect();
+        let selection = Selection { blocks, target: target.map(str::to_owned), group: None };
+        let titles: Vec<_> = select(&project, &selection)?.iter().map(Chosen::title).collect();
+        Ok(titles.join(" "))
+    }
+
+    #[test]
+    fn a_target_that_a_plain_build_leaves_out_is_built_for_when_it_is_named() {
+        let of = |blocks: &[&str], target| selected(blocks, target).unwrap();
+        assert_eq!(of(&[], None), "free@cpu bound@cpu");
+        assert_eq!(of(&["*"], None), "free@cpu bound@cpu");
+        assert_eq!(of(&[], Some("gpu")), "free@gpu");
+        assert_eq!(of(&["free"], Some("gpu")), "free@gpu");
+        assert_eq!(of(&["free@gpu"], None), "free@gpu");
+        assert_eq!(of(&["*@*"], None), "free@cpu free@gpu bound@cpu");
+        assert_eq!(selected(&["bound@gpu"], None).unwrap_err().code(), crate::cli::error::Outcome::Input);
+        assert_eq!(selected(&[], Some("tpu")).unwrap_err().code(), crate::cli::error::Outcome::Input);
     }
 }

@@ -46,9 +46,9 @@ pub struct Args {
     /// The block that the plan is for
     #[arg(long, value_name = "BLOCK[@TARGET]")]
     block: String,
-    /// Judge this text of the generated MLIR (a build's kernel.mlir, perhaps edited) instead of what the generator makes of
-    /// the plan. Its code is run
-    #[arg(long, value_name = "FILE.mlir")]
+    /// Judge this text of the generated code (a build's kernel.mlir, for a GPU its kernel.wgsl, perhaps edited) instead of what
+    /// the generator makes of the plan. It is run
+    #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// Longest that the gates may take; a build gives them 900 seconds
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
@@ -207,6 +207,7 @@ impl Trial<'_> {
 type Attempt = Result<Blobs, (Failure, Duration)>;
 
 fn attempt(asked: &mut Asked<'_>, kind: ActionKind, inputs: &Blobs, limits: Limits) -> Result<Attempt, Error> {
+    let limits = action::with_driver(limits, &kind);
     let request = Request { kind, inputs: inputs.clone(), limits };
     let start = Instant::now();
     let result = asked.seat.execute(&request)?;

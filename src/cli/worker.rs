@@ -65,7 +65,8 @@ pub struct Asked<'a> {
 impl Asked<'_> {
     /// Does one action under the limits of a step of kind `like`.
     pub fn action(&mut self, kind: ActionKind, inputs: Blobs, like: StepKind) -> Result<Blobs, Error> {
-        let request = Request { kind, inputs, limits: action::limits(like) };
+        let limits = action::with_driver(action::limits(like), &kind);
+        let request = Request { kind, inputs, limits };
         Ok(self.seat.execute(&request)??.outputs)
     }
 

@@ -71,6 +71,23 @@ pub fn limits(kind: StepKind) -> Limits {
     Limits { wall_ms: wall_ms(kind), memory_bytes }
 }
 
+/// Address space that a GPU's driver reserves for the memory of host and devices, most of which it never touches.
+const DRIVER_RESERVES: u64 = 4 << 40;
+
+/// `limits`, with the address space that a driver needs where the action loads one.
+pub fn with_driver(limits: Limits, action: &ActionKind) -> Limits {
+    let gpu = match action {
+        ActionKind::Probe | ActionKind::SmokeTest { .. } => true,
+        ActionKind::Verify { device, .. }
+        | ActionKind::Benchmark { device, .. }
+        | ActionKind::Run { device, .. }
+        | ActionKind::Mutant { device, .. } => matches!(device, Device::Gpu(_)),
+        _ => false,
+    };
+    let memory_bytes = limits.memory_bytes.saturating_add(if gpu { DRIVER_RESERVES } else { 0 });
+    Limits { memory_bytes, ..limits }
+}
+
 /// Bytes of the machine's memory; 16 GiB where the system does not say.
 fn physical_memory() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -119,7 +136,8 @@ fn perform(
         Some(Err(failure)) => return Ok(Err(failure)),
         None => return Ok(in_process(workspace, step, &inputs)),
     };
-    let request = Request { kind, inputs, limits: limits(step.kind) };
+    let limits = with_driver(limits(step.kind), &kind);
+    let request = Request { kind, inputs, limits };
     let start = Instant::now();
     let result = seat.execute_revocably(&request, token)?.map(|Done { outputs }| outputs.into_iter().collect());
     Ok(result.map_err(|failure| audited(workspace.store, &request, failure, start.elapsed())))

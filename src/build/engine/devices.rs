@@ -224,7 +224,9 @@ fn remembered(store: &Store, root: &Path) -> Result<Gpus, DeviceError> {
 
 /// Has a worker look for GPUs.
 pub fn probe(toolchain: &Toolchain, leash: &Leash, cas: &Cas) -> Result<Gpus, DeviceError> {
-    let request = Request { kind: ActionKind::Probe, inputs: Blobs::new(), limits: action::limits(StepKind::Ir) };
+    let kind = ActionKind::Probe;
+    let limits = action::with_driver(action::limits(StepKind::Ir), &kind);
+    let request = Request { kind, inputs: Blobs::new(), limits };
     let done = Seat::new(toolchain, leash).execute(&request)?.map_err(DeviceError::Probe)?;
     let failed = |kind, text: String| DeviceError::Probe(Failure::new(kind, text));
     let missing = || failed(FailureKind::Internal, "the worker made no list of them".to_owned());

@@ -4,7 +4,7 @@ use super::subject::Subject;
 use crate::{
     build::{
         engine::{
-            action::limits,
+            action::{limits, with_driver},
             worker::{Leash, Request, Seat, Toolchain, WorkerError},
         },
         graph::{BlockTarget, StepKind},
@@ -91,7 +91,8 @@ impl Laboratory<'_> {
         let mut seat = Seat::new(self.toolchain, self.leash);
         let failed = |failure| MutateError::Step { block: subject.block.name.clone(), failure };
         let mut ask = |kind, inputs: &BTreeMap<String, Digest>, like| -> Result<_, MutateError> {
-            let request = Request { kind, inputs: inputs.clone(), limits: limits(like) };
+            let limits = with_driver(limits(like), &kind);
+            let request = Request { kind, inputs: inputs.clone(), limits };
             Ok(seat.execute(&request)?.map_err(failed)?.outputs)
         };
         let BlockTarget { name, spec, passes, threads, device, target, hybrid_softmax, .. } = &subject.block;
@@ -163,7 +164,7 @@ impl Laboratory<'_> {
             corpus: self.corpus.to_vec(),
             mutant: mutant.id.clone(),
         };
-        let limits = Limits { wall_ms: WALL_MS, memory_bytes: MEMORY };
+        let limits = with_driver(Limits { wall_ms: WALL_MS, memory_bytes: MEMORY }, &kind);
         let request = Request { kind, inputs: prepared.inputs.clone(), limits };
         let start = Instant::now();
         let outcome = seat.execute(&request)?;
