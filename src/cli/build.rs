@@ -30,6 +30,7 @@ use crate::{
         uptodate::{self, Summary},
     },
     host::CpuFacts,
+    protocol::FailureKind,
     store::{cas::BlobError, out::OutError},
 };
 use serde_json::json;
@@ -196,6 +197,12 @@ fn locked(opened: &Opened, request: &Request<'_>, observer: &dyn Observer) -> Re
     let leash = Arc::new(Leash::default());
     let _guard = interrupt::guard(&leash);
     let built = build_under((&leash, &Control::default()), opened, request, observer)?;
+    let lost = |it: &StepResult| matches!(it, StepResult::Failed { failure, .. } if failure.kind == FailureKind::DeviceUnavailable);
+    if built.results.iter().any(lost) {
+        // A GPU that went although nothing of what its memo rests on changed: the next build looks for it. Losing the attempt to
+        // forget it costs one more failed build.
+        let _ = opened.store.forget_all();
+    }
     for path in opened.sources.changed(&opened.project.root) {
         let path = path.display();
         print::warning(&format!("`{path}` was edited during the build, whose results are of what it said before"));
