@@ -2,7 +2,6 @@
    on their way out too. It is made of words of `vector` f16, written f32 or vectors of f32: words are copied, never computed with.
    `weights` is 2 where a gate is computed beside it: then W 0 is the gate's. #}
 enable f16;
-enable subgroups;
 enable wgpu_cooperative_matrix;
 
 @group(0) @binding(0) var<storage, read> a: array<{{ word }}>;
