@@ -2,7 +2,6 @@
    on their way out too. It is made of words of `vector` f16, written f32 or vectors of f32: words are copied, never computed with.
    `weights` is 2 where a gate is computed beside it: then W 0 is the gate's. #}
 enable f16;
-enable subgroups;
 enable wgpu_cooperative_matrix;
 
 @group(0) @binding(0) var<storage, read> a: array<{{ word }}>;
@@ -57,23 +56,46 @@ var<workgroup> pool: array<{{ word }}, {{ pool_words }}>;
 {% macro keep(buffer) %}
 {% for l in range(a_loads) %}
 {% if a_count % threads == 0 or not loop.last %}
-        pool[{{ buffer }}a_to_{{ l }}] = fetched_a_{{ l }};
+        pool[a_to_{{ l }} + {{ buffer * stage_words }}u] = fetched_a_{{ l }};
 {% else %}
         if (a_index_{{ l }} < {{ a_count }}u) {
-            pool[{{ buffer }}a_to_{{ l }}] = fetched_a_{{ l }};
+            pool[a_to_{{ l }} + {{ buffer * stage_words }}u] = fetched_a_{{ l }};
         }
 {% endif %}
 {% endfor %}
 {% for l in range(b_loads) %}
 {% for w in range(weights) %}
 {% if b_count % threads == 0 or not loop.last %}
-        pool[{{ buffer }}b_to_{{ l }} + {{ w * b_words }}u] = fetched_{{ w }}_{{ l }};
+        pool[b_to_{{ l }} + {{ buffer * stage_words + w * b_words }}u] = fetched_{{ w }}_{{ l }};
 {% else %}
         if (b_index_{{ l }} < {{ b_count }}u) {
-            pool[{{ buffer }}b_to_{{ l }} + {{ w * b_words }}u] = fetched_{{ w }}_{{ l }};
+            pool[b_to_{{ l }} + {{ buffer * stage_words + w * b_words }}u] = fetched_{{ w }}_{{ l }};
         }
 {% endif %}
 {% endfor %}
+{% endfor %}
+{% endmacro %}
+
+{% set rows_of_sums = subgroup_m // unit %}
+{% set columns_of_sums = subgroup_n // unit %}
+
+{% macro multiply(buffer) %}
+{% for kk in range(tile_k // unit) %}
+        {
+{% for i in range(rows_of_sums) %}
+            let a_{{ i }} = coopLoadT<coop_mat{{ unit }}x{{ unit }}<f16, A>>(&pool[from_a + {{ buffer * stage_words + i * unit * stride_a + kk * unit // vector }}u], {{ stride_a }}u);
+{% endfor %}
+{% for w in range(weights) %}
+{% for j in range(columns_of_sums) %}
+            {
+                let b = coopLoadT<coop_mat{{ unit }}x{{ unit }}<f16, B>>(&pool[from_b + {{ buffer * stage_words + w * b_words + kk * unit * stride_b + j * unit // vector }}u], {{ stride_b }}u);
+{% for i in range(rows_of_sums) %}
+                sum_{{ w }}_{{ i }}_{{ j }} = coopMultiplyAdd(a_{{ i }}, b, sum_{{ w }}_{{ i }}_{{ j }});
+{% endfor %}
+            }
+{% endfor %}
+{% endfor %}
+        }
 {% endfor %}
 {% endmacro %}
 
@@ -113,8 +135,6 @@ fn main(
     var fetched_{{ w }}_{{ l }}: {{ word }};
 {% endfor %}
 {% endfor %}
-{% set rows_of_sums = subgroup_m // unit %}
-{% set columns_of_sums = subgroup_n // unit %}
 {% for w in range(weights) %}
 {% for i in range(rows_of_sums) %}
 {% for j in range(columns_of_sums) %}
@@ -128,61 +148,54 @@ fn main(
 {% if stages == 2 %}
     {
 {{ fetch("0u") }}
-{{ keep("") }}
+{{ keep(0) }}
     }
     workgroupBarrier();
-{% elif prefetch %}
+    // Two steps at a time, so that what lies where is known here.
+    for (var step = 0u; step < steps; step += 2u) {
+{% for buffer in range(2) %}
+{% set next = "(step + " ~ (buffer + 1) ~ "u)" %}
+{% if buffer == 1 %}
+        if (step + 1u >= steps) {
+            break;
+        }
+{% endif %}
+        if ({{ next }} < steps) {
+{{ fetch(next) }}
+{% if not prefetch %}
+{{ keep(1 - buffer) }}
+{% endif %}
+        }
+{{ multiply(buffer) }}
+{% if prefetch %}
+        if ({{ next }} < steps) {
+{{ keep(1 - buffer) }}
+        }
+{% endif %}
+        workgroupBarrier();
+{% endfor %}
+    }
+{% else %}
+{% if prefetch %}
     {
 {{ fetch("0u") }}
     }
 {% endif %}
     for (var step = 0u; step < steps; step++) {
-{% if stages == 2 %}
-        let read = step % 2u * {{ stage_words }}u;
-        let write = {{ stage_words }}u - read;
-        if (step + 1u < steps) {
-{{ fetch("(step + 1u)") }}
-{% if not prefetch %}
-{{ keep("write + ") }}
-{% endif %}
-        }
-{% else %}
 {% if not prefetch %}
 {{ fetch("step") }}
 {% endif %}
-{{ keep("") }}
+{{ keep(0) }}
         workgroupBarrier();
 {% if prefetch %}
         if (step + 1u < steps) {
 {{ fetch("(step + 1u)") }}
         }
 {% endif %}
-{% endif %}
-{% set read = "read + " if stages == 2 else "" %}
-{% for kk in range(tile_k // unit) %}
-        {
-{% for i in range(rows_of_sums) %}
-            let a_{{ i }} = coopLoadT<coop_mat{{ unit }}x{{ unit }}<f16, A>>(&pool[{{ read }}from_a + {{ i * unit * stride_a + kk * unit // vector }}u], {{ stride_a }}u);
-{% endfor %}
-{% for w in range(weights) %}
-{% for j in range(columns_of_sums) %}
-            {
-                let b = coopLoadT<coop_mat{{ unit }}x{{ unit }}<f16, B>>(&pool[{{ read }}from_b + {{ w * b_words + kk * unit * stride_b + j * unit // vector }}u], {{ stride_b }}u);
-{% for i in range(rows_of_sums) %}
-                sum_{{ w }}_{{ i }}_{{ j }} = coopMultiplyAdd(a_{{ i }}, b, sum_{{ w }}_{{ i }}_{{ j }});
-{% endfor %}
-            }
-{% endfor %}
-{% endfor %}
-        }
-{% endfor %}
-{% if stages == 2 and prefetch %}
-        if (step + 1u < steps) {
-{{ keep("write + ") }}
-        }
-{% endif %}
+{{ multiply(0) }}
         workgroupBarrier();
     }
+{% endif %}
 
     // The sums leave in strips of {{ strip }} matrices of each subgroup.
     let strip_at = subgroup * {{ strip_words }}u;

@@ -69,7 +69,7 @@ var<workgroup> tile_{{ w }}: array<{{ real(chunk_n) }}, {{ stages * tile_k * str
         {
             let value = {{ real(vector) }}(fetched_a_{{ l }});
 {% for j in range(vector) %}
-            tile_a[{{ buffer }}a_to_{{ l }} + {{ j * stride_a }}u]{% if chunk_m > 1 %}[a_lane_{{ l }}]{% endif %} = value{{ lane(vector, j) }};
+            tile_a[a_to_{{ l }} + {{ (buffer * tile_k + j) * stride_a }}u]{% if chunk_m > 1 %}[a_lane_{{ l }}]{% endif %} = value{{ lane(vector, j) }};
 {% endfor %}
         }
 {% if not whole %}
@@ -83,10 +83,10 @@ var<workgroup> tile_{{ w }}: array<{{ real(chunk_n) }}, {{ stages * tile_k * str
 {% endif %}
 {% for w in range(weights) %}
 {% if vector == chunk_n %}
-        tile_{{ w }}[{{ buffer | replace("_a", "_b") }}b_to_{{ l }}] = {{ real(vector) }}(fetched_{{ w }}_{{ l }});
+        tile_{{ w }}[b_to_{{ l }} + {{ buffer * tile_k * stride_b }}u] = {{ real(vector) }}(fetched_{{ w }}_{{ l }});
 {% else %}
 {% for j in range(vector) %}
-        tile_{{ w }}[{{ buffer | replace("_a", "_b") }}b_to_{{ l }}][b_lane_{{ l }} + {{ j }}u] = f32(fetched_{{ w }}_{{ l }}{{ lane(vector, j) }});
+        tile_{{ w }}[b_to_{{ l }} + {{ buffer * tile_k * stride_b }}u][b_lane_{{ l }} + {{ j }}u] = f32(fetched_{{ w }}_{{ l }}{{ lane(vector, j) }});
 {% endfor %}
 {% endif %}
 {% endfor %}
@@ -99,6 +99,26 @@ var<workgroup> tile_{{ w }}: array<{{ real(chunk_n) }}, {{ stages * tile_k * str
 {% set threads_m = tile_m // thread_m %}
 {% set threads_n = tile_n // thread_n %}
 {% set columns = n // vector %}
+{% macro multiply(buffer) %}
+{% for kk in range(tile_k) %}
+        {
+{% for c in range(thread_m // chunk_m) %}
+            let a_{{ c }} = tile_a[thread_row + {{ (buffer * tile_k + kk) * stride_a + c * threads_m }}u];
+{% endfor %}
+{% for w in range(weights) %}
+{% for j in range(thread_n // chunk_n) %}
+            let b_{{ w }}_{{ j }} = tile_{{ w }}[thread_column + {{ (buffer * tile_k + kk) * stride_b + j * threads_n }}u];
+{% endfor %}
+{% for i in range(thread_m) %}
+{% for j in range(thread_n // chunk_n) %}
+            sum_{{ w }}_{{ i }}_{{ j }} = fma({{ real(chunk_n) }}(a_{{ i // chunk_m }}{{ lane(chunk_m, i % chunk_m) }}), b_{{ w }}_{{ j }}, sum_{{ w }}_{{ i }}_{{ j }});
+{% endfor %}
+{% endfor %}
+{% endfor %}
+        }
+{% endfor %}
+{% endmacro %}
+
 @compute @workgroup_size({{ threads }})
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
 {% include "matmul-order.wgsl" %}
@@ -150,64 +170,54 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 {% if stages == 2 %}
     {
 {{ fetch("0u") }}
-{{ keep("") }}
+{{ keep(0) }}
     }
     workgroupBarrier();
-{% elif prefetch %}
+    // Two steps at a time, so that what lies where is known here.
+    for (var step = 0u; step < steps; step += 2u) {
+{% for buffer in range(2) %}
+{% set next = "(step + " ~ (buffer + 1) ~ "u)" %}
+{% if buffer == 1 %}
+        if (step + 1u >= steps) {
+            break;
+        }
+{% endif %}
+        if ({{ next }} < steps) {
+{{ fetch(next) }}
+{% if not prefetch %}
+{{ keep(1 - buffer) }}
+{% endif %}
+        }
+{{ multiply(buffer) }}
+{% if prefetch %}
+        if ({{ next }} < steps) {
+{{ keep(1 - buffer) }}
+        }
+{% endif %}
+        workgroupBarrier();
+{% endfor %}
+    }
+{% else %}
+{% if prefetch %}
     {
 {{ fetch("0u") }}
     }
 {% endif %}
     for (var step = 0u; step < steps; step++) {
-{% if stages == 2 %}
-        let read_a = step % 2u * {{ tile_k * stride_a }}u;
-        let read_b = step % 2u * {{ tile_k * stride_b }}u;
-        let write_a = {{ tile_k * stride_a }}u - read_a;
-        let write_b = {{ tile_k * stride_b }}u - read_b;
-        if (step + 1u < steps) {
-{{ fetch("(step + 1u)") }}
-{% if not prefetch %}
-{{ keep("write_a + ") }}
-{% endif %}
-        }
-{% else %}
 {% if not prefetch %}
 {{ fetch("step") }}
 {% endif %}
-{{ keep("") }}
+{{ keep(0) }}
         workgroupBarrier();
 {% if prefetch %}
         if (step + 1u < steps) {
 {{ fetch("(step + 1u)") }}
         }
 {% endif %}
-{% endif %}
-        let from_a = {% if stages == 2 %}read_a + {% endif %}thread_row;
-        let from_b = {% if stages == 2 %}read_b + {% endif %}thread_column;
-{% for kk in range(tile_k) %}
-        {
-{% for c in range(thread_m // chunk_m) %}
-            let a_{{ c }} = tile_a[from_a + {{ kk * stride_a + c * threads_m }}u];
-{% endfor %}
-{% for w in range(weights) %}
-{% for j in range(thread_n // chunk_n) %}
-            let b_{{ w }}_{{ j }} = tile_{{ w }}[from_b + {{ kk * stride_b + j * threads_n }}u];
-{% endfor %}
-{% for i in range(thread_m) %}
-{% for j in range(thread_n // chunk_n) %}
-            sum_{{ w }}_{{ i }}_{{ j }} = fma({{ real(chunk_n) }}(a_{{ i // chunk_m }}{{ lane(chunk_m, i % chunk_m) }}), b_{{ w }}_{{ j }}, sum_{{ w }}_{{ i }}_{{ j }});
-{% endfor %}
-{% endfor %}
-{% endfor %}
-        }
-{% endfor %}
-{% if stages == 2 and prefetch %}
-        if (step + 1u < steps) {
-{{ keep("write_a + ") }}
-        }
-{% endif %}
+{{ multiply(0) }}
         workgroupBarrier();
     }
+{% endif %}
 
 {% for i in range(thread_m) %}
     {

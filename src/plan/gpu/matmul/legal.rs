@@ -8,6 +8,7 @@ use crate::{
     host::gpu::{GpuFacts, GpuFeature},
     manifest::spec::Dtype,
 };
+use std::borrow::Cow;
 
 /// Sums that one invocation keeps in registers. GPUs give an invocation 255 registers at most, and operands and addresses need
 /// their share.
@@ -62,8 +63,8 @@ impl Rules<'_> {
         self.knobs.device
     }
 
-    fn name(&self, knob: &str) -> String {
-        format!("{}{knob}", self.prefix)
+    fn name<'k>(&self, knob: &'k str) -> Cow<'k, str> {
+        if self.prefix.is_empty() { knob.into() } else { format!("{}{knob}", self.prefix).into() }
     }
 
     fn refuse(&self, knob: &str, value: impl ToString, rule: impl Into<String>) -> Result<(), Violation> {
@@ -75,7 +76,7 @@ impl Rules<'_> {
     }
 
     fn multiple(&self, knob: &str, value: usize, of: &str, unit: usize) -> Result<(), Violation> {
-        let own = if of.contains(' ') { of.to_owned() } else { self.name(of) };
+        let own = if of.contains(' ') { of.to_owned() } else { self.name(of).into_owned() };
         self.knobs.multiple(&self.name(knob), value, &own, unit)
     }
 
@@ -91,7 +92,7 @@ impl Rules<'_> {
         self.vector(s.vector, &[1, 2, 4])?;
         self.multiple("tile-k", s.tile_k, "vector", s.vector)?;
         self.multiple("thread-n", s.thread_n, "vector", s.vector)?;
-        let written_out = s.tile_k * s.thread_m * s.thread_n / s.chunk_n() * weights;
+        let written_out = s.stages * s.tile_k * s.thread_m * s.thread_n / s.chunk_n() * weights;
         self.range("tile-k", s.tile_k, 1, s.tile_k * WRITTEN_OUT / written_out, "multiply-adds written out")?;
         self.knobs.invocations(&self.name("invocations"), s.threads())?;
         self.stages(s.stages)?;
@@ -108,7 +109,7 @@ impl Rules<'_> {
         for feature in [GpuFeature::CooperativeMatrix, GpuFeature::Subgroups] {
             self.knobs.feature(&self.name("method"), "cooperative", feature)?;
         }
-        let square = gpu.cooperative_f16().filter(|it| it.m == it.n && it.n == it.k && [8, 16].contains(&it.k));
+        let square = gpu.cooperative_f16().filter(|it| [8, 16].contains(&it.k));
         let Some(unit) = square.map(|it| it.k) else {
             let rule = format!("needs square matrices of f16 with f32 sums, which {} does not have", gpu.name);
             return self.refuse("method", "cooperative", rule);
