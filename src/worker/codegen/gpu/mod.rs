@@ -14,3 +14,6 @@ mod text;
 pub use builder::Builder;
 pub use templates::Templates;
 use text::{float, index, reads_then_writes, real, storage};
+
+#[cfg(test)]
+mod tests;
