@@ -40,8 +40,7 @@ impl Region {
         }
         let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
         let descriptor = BufferDescriptor { label: None, size: offset + visible, usage, mapped_at_creation: false };
-        let buffer = gpu.device.create_buffer(&descriptor);
-        gpu.check()?;
+        let buffer = gpu.scoped(|| gpu.device.create_buffer(&descriptor))?;
         Ok(Self { buffer, offset, bytes, band })
     }
 

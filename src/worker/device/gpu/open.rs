@@ -124,6 +124,26 @@ impl Gpu {
         }
     }
 
+    /// Calls `act`, and returns what the device has against it: of this thread's calls only, so that nobody else is blamed.
+    ///
+    /// # Errors
+    /// As [`Gpu::check`].
+    pub fn scoped<T>(&self, act: impl FnOnce() -> T) -> Result<T, Failure> {
+        let filters = [wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal];
+        let scopes = filters.map(|it| self.device.push_error_scope(it));
+        let done = act();
+        // The last one that was opened is the first to be closed.
+        let mut errors = scopes.into_iter().rev().filter_map(|it| pollster::block_on(it.pop())).collect::<Vec<_>>();
+        self.check()?;
+        match errors.pop() {
+            None => Ok(done),
+            Some(error) => {
+                let (kind, message) = classify(&error);
+                Err(Failure::new(kind, format!("{}: {message}", self.facts.name)))
+            }
+        }
+    }
+
     /// Waits for everything that was submitted.
     ///
     /// # Errors

@@ -48,8 +48,7 @@ impl LoadedProgram {
         let mut pipelines = Vec::with_capacity(sources.len());
         for (index, (shader, source)) in program.shaders.iter().zip(sources).enumerate() {
             let access = accesses.get(index).map_or(&[][..], Vec::as_slice);
-            let pipeline = pipeline(gpu, source, access, checks);
-            gpu.check().map_err(|it| Failure {
+            let pipeline = gpu.scoped(|| pipeline(gpu, source, access, checks)).map_err(|it| Failure {
                 message: format!("shader `{}` ({}): {}", shader.name, shader.template, it.message),
                 ..it
             })?;

@@ -62,7 +62,6 @@ impl<'a> Session<'a> {
         let (stages, block) = (groups(false)?, groups(true)?);
         let packing = program.packed.iter().map(|it| session.group(&it.prepare, false)).collect::<Result<_, _>>()?;
         (session.stages, session.block, session.packing) = (stages, block, packing);
-        gpu.check()?;
         Ok(session)
     }
 
@@ -131,7 +130,7 @@ impl<'a> Session<'a> {
             entries.push(BindGroupEntry { binding, resource: BindingResource::Buffer(resource) });
         }
         let descriptor = BindGroupDescriptor { label: None, layout: &pipeline.layout, entries: &entries };
-        Ok(self.gpu().device.create_bind_group(&descriptor))
+        self.gpu().scoped(|| self.gpu().device.create_bind_group(&descriptor))
     }
 
     /// Runs it and waits for its end.
