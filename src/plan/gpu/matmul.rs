@@ -168,7 +168,8 @@ const fn chunk(elements: usize) -> usize {
     }
 }
 
-/// Where things lie in the workgroup memory of a cooperative product, in words of `vector` f16.
+/// Where things lie in the workgroup memory of a cooperative product. Tiles are made of words of [`Cooperative::word`] f16, sums of
+/// as many f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct CooperativeLayout {
     /// From row to row of A's tile and of each of B's. 16 bytes longer than the row, against bank conflicts.
@@ -177,13 +178,14 @@ pub struct CooperativeLayout {
     pub a_words: usize,
     /// Of each of B's tiles.
     pub b_words: usize,
+    /// Of a tile of A and all of B's.
     pub stage_words: usize,
-    /// The f32 sums leave a subgroup `strip` matrices at a time, of each weight.
+    /// The f32 sums leave a subgroup `strip` matrices at a time, of each weight: as many as fit beside the tiles.
     pub strip: usize,
+    /// From row to row of a strip, 16 bytes longer than the row.
     pub strip_stride: usize,
-    pub strip_words_of_weight: usize,
+    /// Of one subgroup.
     pub strip_words: usize,
-    pub pool_words: usize,
 }
 
 impl Cooperative {
@@ -191,37 +193,39 @@ impl Cooperative {
         (self.tile_m / self.subgroup_m) * (self.tile_n / self.subgroup_n)
     }
 
-    /// With matrices of `unit` x `unit`.
-    pub fn layout(&self, unit: usize, weights: usize) -> CooperativeLayout {
-        let pad = 8 / self.vector;
-        let (stride_a, stride_b) = (self.tile_k / self.vector + pad, self.tile_n / self.vector + pad);
+    /// Elements of a word of workgroup memory.
+    pub fn word(&self) -> usize {
+        self.vector.min(4)
+    }
+
+    /// With matrices of `unit` x `unit` and `limit` bytes of workgroup memory.
+    pub fn layout(&self, unit: usize, weights: usize, limit: usize) -> CooperativeLayout {
+        let word = self.word();
+        let (stride_a, stride_b) = ((self.tile_k + 8) / word, (self.tile_n + 8) / word);
         let (a_words, b_words) = (self.tile_m * stride_a, self.tile_k * stride_b);
-        let stage_words = a_words + weights * b_words;
-        // A word has vector / 2 floats. 4 floats more than a strip's row, against bank conflicts.
-        let stride = |strip: usize| (strip * unit + 4) / (self.vector / 2);
-        let words = |strip: usize| self.subgroups() * weights * unit * stride(strip);
-        let tiles = self.stages * stage_words;
-        let matrices = self.subgroup_n / unit;
-        let fits = |strip: &usize| matrices.is_multiple_of(*strip) && words(*strip) <= tiles;
-        let strip = (1..=matrices).rev().find(fits).unwrap_or(1);
-        let strip_words_of_weight = unit * stride(strip);
-        CooperativeLayout {
+        let layout = |strip: usize| CooperativeLayout {
             stride_a,
             stride_b,
             a_words,
             b_words,
-            stage_words,
+            stage_words: a_words + weights * b_words,
             strip,
-            strip_stride: stride(strip),
-            strip_words_of_weight,
-            strip_words: weights * strip_words_of_weight,
-            pool_words: tiles.max(words(strip)),
-        }
+            strip_stride: (strip * unit + 4) / word,
+            strip_words: weights * unit * ((strip * unit + 4) / word),
+        };
+        let matrices = self.subgroup_n / unit;
+        let strips = (2..=matrices).rev().filter(|it| matrices.is_multiple_of(*it));
+        strips.map(layout).find(|it| self.bytes(it) <= limit).unwrap_or_else(|| layout(1))
+    }
+
+    fn bytes(&self, layout: &CooperativeLayout) -> usize {
+        let word = self.word();
+        2 * word * self.stages * layout.stage_words + 4 * word * self.subgroups() * layout.strip_words
     }
 
     /// Bytes.
-    pub fn workgroup_memory(&self, unit: usize, weights: usize) -> usize {
-        2 * self.vector * self.layout(unit, weights).pool_words
+    pub fn workgroup_memory(&self, unit: usize, weights: usize, limit: usize) -> usize {
+        self.bytes(&self.layout(unit, weights, limit))
     }
 }
 

@@ -131,7 +131,11 @@ impl Rules<'_> {
         self.vector(s.vector, &[2, 4, 8])?;
         self.knobs.invocations(&self.name("invocations"), s.subgroups() * gpu.subgroup_max)?;
         self.stages(s.stages)?;
-        self.knobs.workgroup_memory(&self.name("tile-k"), s.tile_k, s.workgroup_memory(unit, weights))?;
+        self.knobs.workgroup_memory(
+            &self.name("tile-k"),
+            s.tile_k,
+            s.workgroup_memory(unit, weights, gpu.workgroup_memory),
+        )?;
         self.grid([s.tile_m, s.tile_n, s.tile_k], s.split_k, s.swizzle)
     }
 

@@ -170,21 +170,21 @@ impl Multiply<'_> {
     fn cooperative(&self, builder: &mut Builder, s: &Cooperative) -> Result<Dispatch, Failure> {
         let missing = || Failure::new(FailureKind::Internal, "a cooperative product on a GPU without matrices");
         let unit = builder.gpu.cooperative_f16().ok_or_else(missing)?.k;
-        let subgroup_size = builder.gpu.subgroup_max;
+        let (subgroup_size, limit) = (builder.gpu.subgroup_max, builder.gpu.workgroup_memory);
         let threads = s.subgroups() * subgroup_size;
         let grid = Grid::new(self.product, [s.tile_m, s.tile_n, s.tile_k], s.split_k, s.swizzle);
         let context = context! {
             subgroup_m => s.subgroup_m, subgroup_n => s.subgroup_n, vector => s.vector, stages => s.stages,
             prefetch => s.prefetch, unit, subgroup_size, threads,
-            word => real(s.vector / 2),
+            word_elements => s.word(), word => storage(Dtype::F16, s.word()),
             ..context! {
-                ..Value::from(Serde(s.layout(unit, self.product.weights))),
+                ..Value::from(Serde(s.layout(unit, self.product.weights, limit))),
                 ..Value::from(Serde(&grid)), ..self.context(s.vector.min(4))
             }
         };
         let needs = Needs {
             workgroup: [threads as u32, 1, 1],
-            workgroup_memory: s.workgroup_memory(unit, self.product.weights),
+            workgroup_memory: s.workgroup_memory(unit, self.product.weights, limit),
             features: vec![GpuFeature::F16, GpuFeature::Subgroups, GpuFeature::CooperativeMatrix],
         };
         let name = ("matmul-cooperative.wgsl", self.name("cooperative"));
