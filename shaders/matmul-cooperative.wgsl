@@ -31,9 +31,11 @@ var<workgroup> pool: array<{{ word }}, {{ stages * stage_words }}>;
 var<workgroup> strips: array<{{ epilogue.real }}, {{ threads // subgroup_size * strip_words }}>;
 
 {% set a_row = tile_k // vector %}
-{% set b_row = tile_n // vector %}
+{# Loads of a row of W's tile: of [k, n], or transposed of [n, k]. #}
+{% set b_row = (tile_k if transpose else tile_n) // vector %}
 {% set a_count = tile_m * a_row %}
-{% set b_count = tile_k * b_row %}
+{% set b_count = tile_k * tile_n // vector %}
+{% set b_step = tile_k // vector if transpose else tile_k * n // vector %}
 {% set a_loads = (a_count + threads - 1) // threads %}
 {% set b_loads = (b_count + threads - 1) // threads %}
 {% set columns = n // epilogue.width %}
@@ -51,15 +53,15 @@ var<workgroup> strips: array<{{ epilogue.real }}, {{ threads // subgroup_size * 
 {% endif %}
 {% endfor %}
 {% for l in range(b_loads) %}
-{% set guards %}{% if b_count % threads != 0 and loop.last %}b_index_{{ l }} < {{ b_count }}u && {% endif %}{% if ragged_n %}b_column_{{ l }} < {{ n // vector }}u && {% endif %}{% if ragged_k %}b_k_{{ l }} + {{ step }} * {{ tile_k }}u < {{ k }}u && {% endif %}{% endset %}
+{% set guards %}{% if b_count % threads != 0 and loop.last %}b_index_{{ l }} < {{ b_count }}u && {% endif %}{% if ragged_n %}b_column_{{ l }} < {{ n if transpose else n // vector }}u && {% endif %}{% if ragged_k %}b_k_{{ l }} + {{ step }} * {{ tile_k // vector if transpose else tile_k }}u < {{ k // vector if transpose else k }}u && {% endif %}{% endset %}
 {% for w in range(weights) %}
 {% if guards %}
         fetched_{{ w }}_{{ l }} = {{ load }}();
         if ({{ guards }}true) {
-            fetched_{{ w }}_{{ l }} = w_{{ w }}[b_at_{{ l }} + {{ step }} * {{ tile_k * n // vector }}u];
+            fetched_{{ w }}_{{ l }} = w_{{ w }}[b_at_{{ l }} + {{ step }} * {{ b_step }}u];
         }
 {% else %}
-        fetched_{{ w }}_{{ l }} = w_{{ w }}[b_at_{{ l }} + {{ step }} * {{ tile_k * n // vector }}u];
+        fetched_{{ w }}_{{ l }} = w_{{ w }}[b_at_{{ l }} + {{ step }} * {{ b_step }}u];
 {% endif %}
 {% endfor %}
 {% endfor %}
@@ -111,7 +113,8 @@ var<workgroup> strips: array<{{ epilogue.real }}, {{ threads // subgroup_size * 
 {% for w in range(weights) %}
 {% for j in range(columns_of_sums) %}
             {
-                let b = coopLoadT<coop_mat{{ unit }}x{{ unit }}<f16, B>>(&pool[from_b + {{ buffer * stage_words + w * b_words + kk * unit * stride_b + j * unit // word_elements }}u], {{ stride_b }}u);
+{% set b_matrix = (j * unit * stride_b + kk * unit // word_elements) if transpose else (kk * unit * stride_b + j * unit // word_elements) %}
+                let b = {{ "coopLoad" if transpose else "coopLoadT" }}<coop_mat{{ unit }}x{{ unit }}<f16, B>>(&pool[from_b + {{ buffer * stage_words + w * b_words + b_matrix }}u], {{ stride_b }}u);
 {% for i in range(rows_of_sums) %}
                 sum_{{ w }}_{{ i }}_{{ j }} = coopMultiplyAdd(a_{{ i }}, b, sum_{{ w }}_{{ i }}_{{ j }});
 {% endfor %}
@@ -150,9 +153,15 @@ fn main(
 {% endfor %}
 {% for l in range(b_loads) %}
     let b_index_{{ l }} = thread + {{ l * threads }}u;
+{% if transpose %}
+    let b_k_{{ l }} = first_step * {{ b_row }}u + b_index_{{ l }} % {{ b_row }}u;
+    let b_column_{{ l }} = tile_column * {{ tile_n }}u + b_index_{{ l }} / {{ b_row }}u;
+    let b_at_{{ l }} = b_column_{{ l }} * {{ k // vector }}u + b_k_{{ l }};
+{% else %}
     let b_k_{{ l }} = first_step * {{ tile_k }}u + b_index_{{ l }} / {{ b_row }}u;
     let b_column_{{ l }} = tile_column * {{ b_row }}u + b_index_{{ l }} % {{ b_row }}u;
     let b_at_{{ l }} = b_k_{{ l }} * {{ n // vector }}u + b_column_{{ l }};
+{% endif %}
     let b_to_{{ l }} = {{ a_words }}u + b_index_{{ l }} / {{ b_row }}u * {{ stride_b }}u + b_index_{{ l }} % {{ b_row }}u{% if vector == 8 %} * 2u{% endif %};
 {% for w in range(weights) %}
     var fetched_{{ w }}_{{ l }}: {{ load }};
@@ -166,7 +175,7 @@ fn main(
 {% endfor %}
 {% endfor %}
     let from_a = subgroup_row * {{ subgroup_m * stride_a }}u;
-    let from_b = {{ a_words }}u + subgroup_column * {{ subgroup_n // word_elements }}u;
+    let from_b = {{ a_words }}u + subgroup_column * {{ subgroup_n * stride_b if transpose else subgroup_n // word_elements }}u;
 
 {% if stages == 2 %}
     {

@@ -145,6 +145,7 @@ fn cooperative(product: &Product, gpu: &GpuFacts) -> Vec<(f64, GpuMatmul)> {
                 subgroup_m,
                 subgroup_n,
                 vector,
+                transpose: true,
                 stages: 1,
                 prefetch: true,
                 split_k,

@@ -64,6 +64,8 @@ pub struct Cooperative {
     pub subgroup_n: usize,
     /// Elements of one load from buffers: 2, 4 or 8. Divides k and n.
     pub vector: usize,
+    /// Read W from a copy [n, k], made ahead of a weight: matrices are then loaded in pairs of elements, along K.
+    pub transpose: bool,
     /// As in [`Tiled`].
     pub stages: usize,
     pub prefetch: bool,
@@ -172,7 +174,7 @@ const fn chunk(elements: usize) -> usize {
 /// as many f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct CooperativeLayout {
-    /// From row to row of A's tile and of each of B's. 16 bytes longer than the row, against bank conflicts.
+    /// From row to row of A's tile, [m, k], and of each of B's, [k, n] or transposed [n, k]. 16 bytes longer than the row, against bank conflicts.
     pub stride_a: usize,
     pub stride_b: usize,
     pub a_words: usize,
@@ -201,8 +203,9 @@ impl Cooperative {
     /// With matrices of `unit` x `unit` and `limit` bytes of workgroup memory.
     pub fn layout(&self, unit: usize, weights: usize, limit: usize) -> CooperativeLayout {
         let word = self.word();
-        let (stride_a, stride_b) = ((self.tile_k + 8) / word, (self.tile_n + 8) / word);
-        let (a_words, b_words) = (self.tile_m * stride_a, self.tile_k * stride_b);
+        let (b_rows, b_row) = if self.transpose { (self.tile_n, self.tile_k) } else { (self.tile_k, self.tile_n) };
+        let (stride_a, stride_b) = ((self.tile_k + 8) / word, (b_row + 8) / word);
+        let (a_words, b_words) = (self.tile_m * stride_a, b_rows * stride_b);
         let layout = |strip: usize| CooperativeLayout {
             stride_a,
             stride_b,

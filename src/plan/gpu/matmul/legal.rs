@@ -127,6 +127,10 @@ impl Rules<'_> {
         self.multiple("tile-m", s.tile_m, "subgroup-m", s.subgroup_m)?;
         self.multiple("tile-n", s.tile_n, "subgroup-n", s.subgroup_n)?;
         self.multiple("tile-k", s.tile_k, "depth of a matrix", unit)?;
+        if s.transpose {
+            let (rows, columns) = (self.product.k.div_ceil(16), self.product.n.div_ceil(16));
+            self.knobs.workgroups(&self.name("transpose"), 1, rows.max(columns))?;
+        }
         self.sums("subgroup-m", s.subgroup_m, s.subgroup_m * s.subgroup_n * weights / gpu.subgroup_max)?;
         self.vector(s.vector, &[2, 4, 8])?;
         self.knobs.invocations(&self.name("invocations"), s.subgroups() * gpu.subgroup_max)?;

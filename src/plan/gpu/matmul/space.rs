@@ -51,22 +51,29 @@ fn cooperative(product: &Product) -> impl Iterator<Item = GpuMatmul> {
         counts.map(move |(rows, columns)| (subgroup_m, subgroup_n, rows, columns))
     });
     let depths = shapes.flat_map(|shape| each(&[16, 32, 64]).map(move |tile_k| (shape, tile_k)));
-    let walks = depths.flat_map(|shape| walks().map(move |it| (shape, it)));
-    walks.map(move |(((subgroup_m, subgroup_n, rows, columns), tile_k), ((stages, prefetch), split_k, swizzle))| {
-        let (tile_m, tile_n) = (rows * subgroup_m, columns * subgroup_n);
-        GpuMatmul::Cooperative(Cooperative {
-            tile_m,
-            tile_n,
-            tile_k,
-            subgroup_m,
-            subgroup_n,
-            vector,
-            stages,
-            prefetch,
-            split_k,
-            swizzle,
-        })
-    })
+    let layouts = depths.flat_map(|(shape, tile_k)| each(&[true, false]).map(move |it| (shape, tile_k, it)));
+    let walks = layouts.flat_map(|shape| walks().map(move |it| (shape, it)));
+    walks.map(
+        move |(
+            ((subgroup_m, subgroup_n, rows, columns), tile_k, transpose),
+            ((stages, prefetch), split_k, swizzle),
+        )| {
+            let (tile_m, tile_n) = (rows * subgroup_m, columns * subgroup_n);
+            GpuMatmul::Cooperative(Cooperative {
+                tile_m,
+                tile_n,
+                tile_k,
+                subgroup_m,
+                subgroup_n,
+                vector,
+                transpose,
+                stages,
+                prefetch,
+                split_k,
+                swizzle,
+            })
+        },
+    )
 }
 
 type Walk = ((usize, bool), usize, usize);
