@@ -40,28 +40,31 @@ var<workgroup> strips: array<{{ epilogue.real }}, {{ threads // subgroup_size * 
 {% set b_loads = (b_count + threads - 1) // threads %}
 {% set columns = n // epilogue.width %}
 
-{% macro fetch(step) %}
+{# Sets of registers for tiles under way. #}
+{% set sets = [prefetch, 1] | max %}
+
+{% macro fetch(set, step) %}
 {% for l in range(a_loads) %}
 {% set guards %}{% if a_count % threads != 0 and loop.last %}a_index_{{ l }} < {{ a_count }}u && {% endif %}{% if ragged_m %}a_row_{{ l }} < {{ m }}u && {% endif %}{% if ragged_k %}a_k_{{ l }} + {{ step }} * {{ a_row }}u < {{ k // vector }}u && {% endif %}{% endset %}
 {% if guards %}
-        fetched_a_{{ l }} = {{ load }}();
+        fetched_{{ set }}_a_{{ l }} = {{ load }}();
         if ({{ guards }}true) {
-            fetched_a_{{ l }} = a[a_at_{{ l }} + {{ step }} * {{ a_row }}u];
+            fetched_{{ set }}_a_{{ l }} = a[a_at_{{ l }} + {{ step }} * {{ a_row }}u];
         }
 {% else %}
-        fetched_a_{{ l }} = a[a_at_{{ l }} + {{ step }} * {{ a_row }}u];
+        fetched_{{ set }}_a_{{ l }} = a[a_at_{{ l }} + {{ step }} * {{ a_row }}u];
 {% endif %}
 {% endfor %}
 {% for l in range(b_loads) %}
 {% set guards %}{% if b_count % threads != 0 and loop.last %}b_index_{{ l }} < {{ b_count }}u && {% endif %}{% if ragged_n %}b_column_{{ l }} < {{ n if transpose else n // vector }}u && {% endif %}{% if ragged_k %}b_k_{{ l }} + {{ step }} * {{ tile_k // vector if transpose else tile_k }}u < {{ k // vector if transpose else k }}u && {% endif %}{% endset %}
 {% for w in range(weights) %}
 {% if guards %}
-        fetched_{{ w }}_{{ l }} = {{ load }}();
+        fetched_{{ set }}_{{ w }}_{{ l }} = {{ load }}();
         if ({{ guards }}true) {
-            fetched_{{ w }}_{{ l }} = w_{{ w }}[b_at_{{ l }} + {{ step }} * {{ b_step }}u];
+            fetched_{{ set }}_{{ w }}_{{ l }} = w_{{ w }}[b_at_{{ l }} + {{ step }} * {{ b_step }}u];
         }
 {% else %}
-        fetched_{{ w }}_{{ l }} = w_{{ w }}[b_at_{{ l }} + {{ step }} * {{ b_step }}u];
+        fetched_{{ set }}_{{ w }}_{{ l }} = w_{{ w }}[b_at_{{ l }} + {{ step }} * {{ b_step }}u];
 {% endif %}
 {% endfor %}
 {% endfor %}
@@ -76,13 +79,13 @@ var<workgroup> strips: array<{{ epilogue.real }}, {{ threads // subgroup_size * 
 {% endif %}
 {% endmacro %}
 
-{% macro keep(buffer) %}
+{% macro keep(set, buffer) %}
 {% for l in range(a_loads) %}
 {% set whole = a_count % threads == 0 or not loop.last %}
 {% if not whole %}
         if (a_index_{{ l }} < {{ a_count }}u) {
 {% endif %}
-{{ put("a_to_" ~ l ~ " + " ~ buffer * stage_words ~ "u", "fetched_a_" ~ l) }}
+{{ put("a_to_" ~ l ~ " + " ~ buffer * stage_words ~ "u", "fetched_" ~ set ~ "_a_" ~ l) }}
 {% if not whole %}
         }
 {% endif %}
@@ -93,7 +96,7 @@ var<workgroup> strips: array<{{ epilogue.real }}, {{ threads // subgroup_size * 
         if (b_index_{{ l }} < {{ b_count }}u) {
 {% endif %}
 {% for w in range(weights) %}
-{{ put("b_to_" ~ l ~ " + " ~ (buffer * stage_words + w * b_words) ~ "u", "fetched_" ~ w ~ "_" ~ l) }}
+{{ put("b_to_" ~ l ~ " + " ~ (buffer * stage_words + w * b_words) ~ "u", "fetched_" ~ set ~ "_" ~ w ~ "_" ~ l) }}
 {% endfor %}
 {% if not whole %}
         }
@@ -149,7 +152,9 @@ fn main(
     let a_k_{{ l }} = first_step * {{ a_row }}u + a_index_{{ l }} % {{ a_row }}u;
     let a_at_{{ l }} = a_row_{{ l }} * {{ k // vector }}u + a_k_{{ l }};
     let a_to_{{ l }} = a_index_{{ l }} / {{ a_row }}u * {{ stride_a }}u + a_index_{{ l }} % {{ a_row }}u{% if vector == 8 %} * 2u{% endif %};
-    var fetched_a_{{ l }}: {{ load }};
+{% for set in range(sets) %}
+    var fetched_{{ set }}_a_{{ l }}: {{ load }};
+{% endfor %}
 {% endfor %}
 {% for l in range(b_loads) %}
     let b_index_{{ l }} = thread + {{ l * threads }}u;
@@ -163,8 +168,10 @@ fn main(
     let b_at_{{ l }} = b_k_{{ l }} * {{ n // vector }}u + b_column_{{ l }};
 {% endif %}
     let b_to_{{ l }} = {{ a_words }}u + b_index_{{ l }} / {{ b_row }}u * {{ stride_b }}u + b_index_{{ l }} % {{ b_row }}u{% if vector == 8 %} * 2u{% endif %};
+{% for set in range(sets) %}
 {% for w in range(weights) %}
-    var fetched_{{ w }}_{{ l }}: {{ load }};
+    var fetched_{{ set }}_{{ w }}_{{ l }}: {{ load }};
+{% endfor %}
 {% endfor %}
 {% endfor %}
 {% for w in range(weights) %}
@@ -177,55 +184,66 @@ fn main(
     let from_a = subgroup_row * {{ subgroup_m * stride_a }}u;
     let from_b = {{ a_words }}u + subgroup_column * {{ subgroup_n * stride_b if transpose else subgroup_n // word_elements }}u;
 
+{% if stages == 2 or prefetch > 0 %}
+{% for set in range(sets) %}
+{% if set > 0 %}
+    if ({{ set }}u < steps) {
+{% else %}
+    {
+{% endif %}
+{{ fetch(set, set ~ "u") }}
+    }
+{% endfor %}
+{% endif %}
 {% if stages == 2 %}
     {
-{{ fetch("0u") }}
-{{ keep(0) }}
+{{ keep(0, 0) }}
     }
     workgroupBarrier();
     // Two steps at a time, so that what lies where is known here.
     for (var step = 0u; step < steps; step += 2u) {
 {% for buffer in range(2) %}
-{% set next = "(step + " ~ (buffer + 1) ~ "u)" %}
 {% if buffer == 1 %}
         if (step + 1u >= steps) {
             break;
         }
 {% endif %}
-        if ({{ next }} < steps) {
-{{ fetch(next) }}
-{% if not prefetch %}
-{{ keep(1 - buffer) }}
+        if (step + {{ buffer + sets }}u < steps) {
+{{ fetch(buffer % sets, "(step + " ~ (buffer + sets) ~ "u)") }}
+{% if prefetch == 0 %}
+{{ keep(0, 1 - buffer) }}
 {% endif %}
         }
 {{ multiply(buffer) }}
-{% if prefetch %}
-        if ({{ next }} < steps) {
-{{ keep(1 - buffer) }}
+{% if prefetch > 0 %}
+        if (step + {{ buffer + 1 }}u < steps) {
+{{ keep((buffer + 1) % sets, 1 - buffer) }}
         }
 {% endif %}
         workgroupBarrier();
 {% endfor %}
     }
 {% else %}
-{% if prefetch %}
-    {
-{{ fetch("0u") }}
-    }
+    for (var step = 0u; step < steps; step += {{ sets }}u) {
+{% for set in range(sets) %}
+{% if set > 0 %}
+        if (step + {{ set }}u >= steps) {
+            break;
+        }
 {% endif %}
-    for (var step = 0u; step < steps; step++) {
-{% if not prefetch %}
-{{ fetch("step") }}
+{% if prefetch == 0 %}
+{{ fetch(0, "step") }}
 {% endif %}
-{{ keep(0) }}
+{{ keep(set, 0) }}
         workgroupBarrier();
-{% if prefetch %}
-        if (step + 1u < steps) {
-{{ fetch("(step + 1u)") }}
+{% if prefetch > 0 %}
+        if (step + {{ set + sets }}u < steps) {
+{{ fetch(set, "(step + " ~ (set + sets) ~ "u)") }}
         }
 {% endif %}
 {{ multiply(0) }}
         workgroupBarrier();
+{% endfor %}
     }
 {% endif %}
 

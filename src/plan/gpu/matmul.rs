@@ -44,8 +44,8 @@ pub struct Tiled {
     pub vector: usize,
     /// Tiles in workgroup memory: with 2 the next one is written while this one is read, and a step has one barrier instead of two.
     pub stages: usize,
-    /// The next tile is loaded into registers before this one is multiplied, and stored after.
-    pub prefetch: bool,
+    /// Tiles under way in registers, up to 2, while one is multiplied: the next, and the one after it.
+    pub prefetch: usize,
     /// Parts of K that different workgroups sum; a second dispatch adds them up.
     pub split_k: usize,
     /// Rows of workgroups that are walked together, so that neighbours share tiles of B in the last cache.
@@ -68,7 +68,7 @@ pub struct Cooperative {
     pub transpose: bool,
     /// As in [`Tiled`].
     pub stages: usize,
-    pub prefetch: bool,
+    pub prefetch: usize,
     pub split_k: usize,
     pub swizzle: usize,
 }
@@ -263,7 +263,7 @@ impl GpuMatmul {
             thread_n: thread,
             vector: 1,
             stages: 1,
-            prefetch: false,
+            prefetch: 0,
             split_k: 1,
             swizzle: 1,
         })

@@ -5,8 +5,8 @@ use crate::host::gpu::GpuFacts;
 
 const SPLITS: [usize; 7] = [1, 2, 3, 4, 6, 8, 16];
 const SWIZZLES: [usize; 3] = [1, 4, 8];
-/// Tiles in workgroup memory, and whether the next waits in registers.
-const BUFFERS: [(usize, bool); 4] = [(1, false), (1, true), (2, false), (2, true)];
+/// Tiles in workgroup memory, and under way in registers.
+const BUFFERS: [(usize, usize); 5] = [(1, 0), (1, 1), (1, 2), (2, 1), (2, 2)];
 
 /// Every legal schedule of the declared space, in a fixed order.
 pub fn candidates<'a>(product: &'a Product, gpu: &'a GpuFacts) -> impl Iterator<Item = GpuMatmul> + 'a {
@@ -76,7 +76,7 @@ fn cooperative(product: &Product) -> impl Iterator<Item = GpuMatmul> {
     )
 }
 
-type Walk = ((usize, bool), usize, usize);
+type Walk = ((usize, usize), usize, usize);
 
 fn walks() -> impl Iterator<Item = Walk> {
     let splits = || each(&SPLITS).flat_map(|split_k| each(&SWIZZLES).map(move |swizzle| (split_k, swizzle)));

@@ -131,7 +131,7 @@ fn every_knob_of_a_tiled_product_changes_its_text() {
         thread_n: 4,
         vector: 4,
         stages: 1,
-        prefetch: false,
+        prefetch: 0,
         split_k: 1,
         swizzle: 1,
     };
@@ -143,7 +143,8 @@ fn every_knob_of_a_tiled_product_changes_its_text() {
         Tiled { thread_n: 8, ..base.clone() },
         Tiled { vector: 2, ..base.clone() },
         Tiled { stages: 2, ..base.clone() },
-        Tiled { prefetch: true, ..base.clone() },
+        Tiled { prefetch: 1, ..base.clone() },
+        Tiled { prefetch: 2, ..base.clone() },
         Tiled { split_k: 2, ..base.clone() },
         Tiled { swizzle: 2, ..base.clone() },
     ];
@@ -161,7 +162,7 @@ fn every_knob_of_a_cooperative_product_changes_its_text() {
         vector: 8,
         transpose: true,
         stages: 1,
-        prefetch: false,
+        prefetch: 0,
         split_k: 1,
         swizzle: 1,
     };
@@ -174,7 +175,8 @@ fn every_knob_of_a_cooperative_product_changes_its_text() {
         Cooperative { vector: 4, ..base.clone() },
         Cooperative { transpose: false, ..base.clone() },
         Cooperative { stages: 2, ..base.clone() },
-        Cooperative { prefetch: true, ..base.clone() },
+        Cooperative { prefetch: 1, ..base.clone() },
+        Cooperative { prefetch: 2, ..base.clone() },
         Cooperative { split_k: 2, ..base.clone() },
         Cooperative { swizzle: 2, ..base.clone() },
     ];
