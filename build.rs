@@ -48,6 +48,7 @@ const RECIPES: &[(&str, &[&str])] = &[
             "src/worker/kernels",
             "src/worker/verify/inputs.rs",
             "src/worker/verify/candidate.rs",
+            "src/worker/verify/gpu/candidate.rs",
         ],
     ),
     ("report", &["src/build/report"]),

@@ -7,15 +7,18 @@
 // then, accumulators go through workgroup memory too. Weights are exp(score - reference) times {{ 2 ** boost }}, at most e^{{ headroom }} times {{ 2 ** boost }} < 65504:
 // the factor keeps small ones out of f16's subnormal range.
 enable f16;
-enable subgroups;
 enable wgpu_cooperative_matrix;
 // The branches around matrix operations depend on workgroup memory behind a barrier, or on the subgroup's number.
 diagnostic(off, derivative_uniformity);
 
 {% include "math.wgsl" %}
 
+{# A load of 8 is two neighbouring vectors: WGSL has none of 8, and drivers make one load of them. #}
+{% set unit = [vector, 4] | min %}
+{% set pieces = vector // unit %}
 {% set per_row = head_dim // vector %}
-{% set tile_row = stride // vector %}
+{% set row_units = head_dim // unit %}
+{% set tile_row = stride // unit %}
 {% set loads = (tile_k * per_row + threads - 1) // threads %}
 {% set ragged_loads = loads * threads != tile_k * per_row %}
 {% set blocks = head_dim // 16 %}
@@ -30,9 +33,9 @@ diagnostic(off, derivative_uniformity);
 @group(0) @binding(2) var<storage, read> v: array<{{ storage }}>;
 @group(0) @binding(3) var<storage, read_write> result: array<{{ storage }}>;
 
-// Keys, then values: {{ tile_k }} rows. Before all, queries.
+// Keys, then values: {{ tile_k }} rows.
 var<workgroup> tile: array<{{ storage }}, {{ tile_k * tile_row }}>;
-// Of each subgroup.
+// Of each subgroup: its scores, and accumulators on their way; its weights, and before all its queries.
 var<workgroup> scores: array<vec4<f32>, {{ subgroups * 16 * score_row }}>;
 var<workgroup> weights: array<vec4<f16>, {{ subgroups * 16 * weight_row }}>;
 // Whether some row of the workgroup has a new reference, and whether a tile that is partly masked has a value that is not finite.
@@ -41,24 +44,18 @@ var<workgroup> moved: atomic<u32>;
 var<workgroup> wild: atomic<u32>;
 
 fn is_wild(x: {{ storage }}) -> bool {
-{% if vector == 8 %}
-    let low = (x & vec4<u32>(0x7c00u)) == vec4<u32>(0x7c00u);
-    let high = (x & vec4<u32>(0x7c000000u)) == vec4<u32>(0x7c000000u);
-    return any(low | high);
-{% elif vector == 1 %}
+{% if unit == 1 %}
     return (bitcast<u32>(f32(x)) & 0x7f800000u) == 0x7f800000u;
 {% else %}
-    return any((bitcast<vec{{ vector }}<u32>>(vec{{ vector }}<f32>(x)) & vec{{ vector }}<u32>(0x7f800000u)) == vec{{ vector }}<u32>(0x7f800000u));
+    return any((bitcast<vec{{ unit }}<u32>>(vec{{ unit }}<f32>(x)) & vec{{ unit }}<u32>(0x7f800000u)) == vec{{ unit }}<u32>(0x7f800000u));
 {% endif %}
 }
 
 fn value_at(row: u32, column: u32) -> f32 {
-{% if vector == 8 %}
-    return unpack2x16float(tile[row * {{ tile_row }}u + column / 8u][column % 8u / 2u])[column % 2u];
-{% elif vector == 1 %}
+{% if unit == 1 %}
     return f32(tile[row * {{ tile_row }}u + column]);
 {% else %}
-    return f32(tile[row * {{ tile_row }}u + column / {{ vector }}u][column % {{ vector }}u]);
+    return f32(tile[row * {{ tile_row }}u + column / {{ unit }}u][column % {{ unit }}u]);
 {% endif %}
 }
 {% endif %}
@@ -67,7 +64,9 @@ fn value_at(row: u32, column: u32) -> f32 {
 // is then in the last bits.
 fn weight(x: vec4<f32>) -> vec4<f32> {
     let shifted = fma(max(x, vec4<f32>(-87.0)), vec4<f32>(1.44269504), vec4<f32>(12582912.0));
-    let n = shifted - vec4<f32>(12582912.0);
+    // The same number, taken apart and put together: compilers fold a sum and its difference into nothing.
+    let whole = bitcast<vec4<f32>>((bitcast<vec4<u32>>(shifted) & vec4<u32>(0x7fffffu)) | vec4<u32>(0x4b000000u));
+    let n = whole - vec4<f32>(12582912.0);
     let r = fma(n, vec4<f32>(2.12194440e-4), fma(n, vec4<f32>(-0.693359375), x));
     var tail = fma(r, vec4<f32>(1.9875691e-4), vec4<f32>(1.3981999e-3));
     tail = fma(tail, r, vec4<f32>(8.3334519e-3));
@@ -81,7 +80,9 @@ fn weight(x: vec4<f32>) -> vec4<f32> {
 
 {% macro fetch(buffer, rows, base, first, limit, pitch, ragged) %}
 {% for n in range(loads) %}
-        var held_{{ n }} = {{ storage }}();
+{% for piece in range(pieces) %}
+        var held_{{ n }}_{{ piece }} = {{ storage }}();
+{% endfor %}
         {
             let i = lane + {{ n * threads }}u;
             let row = {{ first }} + i / {{ per_row }}u;
@@ -94,7 +95,9 @@ fn weight(x: vec4<f32>) -> vec4<f32> {
 {% else %}
             {
 {% endif %}
-                held_{{ n }} = {{ buffer }}[{{ base }} + row * {{ pitch // vector }}u + i % {{ per_row }}u];
+{% for piece in range(pieces) %}
+                held_{{ n }}_{{ piece }} = {{ buffer }}[{{ base }} + row * {{ pitch // unit }}u + i % {{ per_row }}u * {{ pieces }}u + {{ piece }}u];
+{% endfor %}
             }
         }
 {% endfor %}
@@ -108,7 +111,9 @@ fn weight(x: vec4<f32>) -> vec4<f32> {
 {% else %}
             {
 {% endif %}
-                tile[i / {{ per_row }}u * {{ tile_row }}u + i % {{ per_row }}u] = held_{{ n }};
+{% for piece in range(pieces) %}
+                tile[i / {{ per_row }}u * {{ tile_row }}u + i % {{ per_row }}u * {{ pieces }}u + {{ piece }}u] = held_{{ n }}_{{ piece }};
+{% endfor %}
             }
         }
 {% endfor %}
@@ -127,8 +132,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_id) subgroup:
     let first_row = group.y * {{ tile_q }}u;
     let visible_keys = {{ seq }}u;
 {% endif %}
-    let q_base = (batch * {{ seq * heads }}u + head) * {{ per_row }}u;
-    let kv_base = (batch * {{ seq * kv_heads }}u + head / {{ heads // kv_heads }}u) * {{ per_row }}u;
+    let q_base = (batch * {{ seq * heads }}u + head) * {{ row_units }}u;
+    let kv_base = (batch * {{ seq * kv_heads }}u + head / {{ heads // kv_heads }}u) * {{ row_units }}u;
     // {{ lanes }} invocations have a row of the subgroup's 16, and every {{ lanes }}-th vector of it.
     let own_row = place / {{ lanes }}u;
     let part = place % {{ lanes }}u;
@@ -136,22 +141,29 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_id) subgroup:
     let scores_at = subgroup * {{ 16 * score_row }}u;
     let weights_at = subgroup * {{ 16 * weight_row }}u;
 
+{# Queries pass through the subgroup's weights, as many columns at a time as there is room for. #}
+{% for first in range(0, blocks, key_blocks) %}
+{% set held = [key_blocks, blocks - first] | min %}
+    for (var i = place; i < {{ 16 * held * 4 }}u; i += {{ subgroup }}u) {
+        let line = i / {{ held * 4 }}u;
+        let four = i % {{ held * 4 }}u;
+{% if ragged_q %}
+        // Rows beyond the last repeat it and are not written.
+        let query_row = min(first_row + subgroup * 16u + line, {{ seq - 1 }}u);
+{% else %}
+        let query_row = first_row + subgroup * 16u + line;
+{% endif %}
+        let at = q_base + query_row * {{ heads * row_units }}u + ({{ first * 16 }}u + four * 4u) / {{ unit }}u;
+        weights[weights_at + line * {{ weight_row }}u + four] = vec4<f16>({% for n in range(4 // unit) %}q[at + {{ n }}u]{{ "" if loop.last else ", " }}{% endfor %});
+    }
+    workgroupBarrier();
+{% for block in range(held) %}
+    let query_{{ first + block }} = coopLoadT<coop_mat16x16<f16, A>>(&weights[weights_at + {{ block * 4 }}u], {{ weight_row }}u);
+{% endfor %}
+    workgroupBarrier();
+{% endfor %}
 {% for block in range(blocks) %}
-    var query_{{ block }}: coop_mat16x16<f16, A>;
     var out_{{ block }} = coop_mat16x16<f32, C>();
-{% endfor %}
-{% for first in range(0, tile_q, tile_k) %}
-    {
-{{ fetch("q", tile_k, "q_base", "first_row + %du" | format(first), "%du" | format(seq), heads * head_dim, ragged_q or tile_q % tile_k != 0) }}
-{{ place() }}
-    }
-    workgroupBarrier();
-    if subgroup >= {{ first // 16 }}u && subgroup < {{ (first + tile_k) // 16 }}u {
-{% for block in range(blocks) %}
-        query_{{ block }} = coopLoadT<coop_mat16x16<f16, A>>(&tile[(subgroup * 16u - {{ first }}u) * {{ tile_row }}u + {{ block * 16 // vector }}u], {{ tile_row }}u);
-{% endfor %}
-    }
-    workgroupBarrier();
 {% endfor %}
 
     var reference = -3.4e38;
@@ -176,7 +188,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_id) subgroup:
         {
             var block = coop_mat16x16<f32, C>();
 {% for columns in range(blocks) %}
-            block = coopMultiplyAdd(query_{{ columns }}, coopLoad<coop_mat16x16<f16, B>>(&tile[{{ keys * 16 * tile_row + columns * 16 // vector }}], {{ tile_row }}u), block);
+            block = coopMultiplyAdd(query_{{ columns }}, coopLoad<coop_mat16x16<f16, B>>(&tile[{{ keys * 16 * tile_row + columns * 16 // unit }}], {{ tile_row }}u), block);
 {% endfor %}
             coopStoreT(block, &scores[scores_at + {{ keys * 4 }}u], {{ score_row }}u);
         }
@@ -190,7 +202,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_id) subgroup:
 {% if causal %}
         let crossing = first_key + {{ tile_k - 1 }}u > first_row;
         if crossing {
-            if {% for n in range(loads) %}is_wild(held_{{ n }}){{ "" if loop.last else " || " }}{% endfor %} {
+            var found = false;
+{% for n in range(loads) %}
+{% for piece in range(pieces) %}
+            found |= is_wild(held_{{ n }}_{{ piece }});
+{% endfor %}
+{% endfor %}
+            if found {
                 atomicStore(&wild, 1u);
             }
         }
@@ -277,7 +295,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_id) subgroup:
             {
                 let p = coopLoadT<coop_mat16x16<f16, A>>(&weights[weights_at + {{ keys * 4 }}u], {{ weight_row }}u);
 {% for columns in range(blocks) %}
-                out_{{ columns }} = coopMultiplyAdd(p, coopLoadT<coop_mat16x16<f16, B>>(&tile[{{ keys * 16 * tile_row + columns * 16 // vector }}], {{ tile_row }}u), out_{{ columns }});
+                out_{{ columns }} = coopMultiplyAdd(p, coopLoadT<coop_mat16x16<f16, B>>(&tile[{{ keys * 16 * tile_row + columns * 16 // unit }}], {{ tile_row }}u), out_{{ columns }});
 {% endfor %}
             }
 {% endfor %}
@@ -291,33 +309,27 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_id) subgroup:
 {% endfor %}
     let factor = quotient_1(1.0, total);
 {# As many columns at a time as there is room for in the scores. #}
-{% set piece = 8 if vector == 8 else 4 %}
 {% for first in range(0, blocks, key_blocks) %}
 {% set held = [key_blocks, blocks - first] | min %}
 {% for block in range(held) %}
     coopStoreT(out_{{ first + block }}, &scores[scores_at + {{ block * 4 }}u], {{ score_row }}u);
 {% endfor %}
     workgroupBarrier();
-    for (var i = place; i < {{ 16 * held * 16 // piece }}u; i += {{ subgroup }}u) {
-        let line = i / {{ held * 16 // piece }}u;
-        let column = i % {{ held * 16 // piece }}u * {{ piece }}u;
+    for (var i = place; i < {{ 16 * held * 16 // 4 }}u; i += {{ subgroup }}u) {
+        let line = i / {{ held * 16 // 4 }}u;
+        let column = i % {{ held * 16 // 4 }}u * 4u;
         let line_factor = subgroupShuffle(factor, line * {{ lanes }}u);
         let at = scores_at + line * {{ score_row }}u + column / 4u;
         let low = vec4<f16>(scores[at] * line_factor);
-{% if piece == 8 %}
-        let high = vec4<f16>(scores[at + 1u] * line_factor);
-{% endif %}
-        let to = q_base + (first_row + subgroup * 16u + line) * {{ heads * per_row }}u + ({{ first * 16 }}u + column) / {{ vector }}u;
+        let to = q_base + (first_row + subgroup * 16u + line) * {{ heads * row_units }}u + ({{ first * 16 }}u + column) / {{ unit }}u;
 {% if ragged_q %}
         if first_row + subgroup * 16u + line < {{ seq }}u {
 {% else %}
         {
 {% endif %}
-{% if vector == 8 %}
-            result[to] = vec4<u32>(bitcast<vec2<u32>>(low), bitcast<vec2<u32>>(high));
-{% elif vector == 4 %}
+{% if unit == 4 %}
             result[to] = low;
-{% elif vector == 2 %}
+{% elif unit == 2 %}
             result[to] = low.xy;
             result[to + 1u] = low.zw;
 {% else %}

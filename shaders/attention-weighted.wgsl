@@ -39,7 +39,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         workgroupBarrier();
         for (var j = 0u; j < min({{ tile_k }}u, visible_keys - first_key); j += 1u) {
-            let from = kv_base + (first_key + j) * {{ kv_heads * head_dim }}u;
+            let start = kv_base + (first_key + j) * {{ kv_heads * head_dim }}u;
 {% for n in range(owned) %}
 {% if causal %}
             // A later token has no part in this row, not even 0 times NaN.
@@ -47,7 +47,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 {% else %}
             if row_{{ n }} < {{ tile_q }}u {
 {% endif %}
-                sum_{{ n }} = fma(tile[row_{{ n }} * {{ tile_k }}u + j], f32(v[from + column_{{ n }}]), sum_{{ n }});
+                sum_{{ n }} = fma(tile[row_{{ n }} * {{ tile_k }}u + j], f32(v[start + column_{{ n }}]), sum_{{ n }});
             }
 {% endfor %}
         }

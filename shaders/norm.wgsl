@@ -1,7 +1,4 @@
 // {{ "Layer" if centred else "RMS" }} norm of rows of {{ columns }}: {{ width }} invocations share a row, {{ rows_of_group }} rows a workgroup.
-{% if subgroups %}
-enable subgroups;
-{% endif %}
 {% if dtype == "f16" %}
 enable f16;
 {% endif %}
@@ -30,7 +27,7 @@ fn row_sum(value: f32) -> f32 {
 }
 {% elif subgroups %}
 // The sum over a row's invocations, which are whole subgroups: the same bits in all of them.
-fn row_sum(value: f32, row: u32, subgroup: u32, subgroup_size: u32) -> f32 {
+fn row_sum(value: f32, row: u32, subgroup: u32, subgroup_size: u32, lane: u32) -> f32 {
     let own = subgroupAdd(value);
     if subgroup_size >= {{ width }}u {
         return own;
@@ -38,7 +35,7 @@ fn row_sum(value: f32, row: u32, subgroup: u32, subgroup_size: u32) -> f32 {
     let count = {{ width }}u / subgroup_size;
     // The last sum may still be read.
     workgroupBarrier();
-    if subgroupElect() {
+    if lane == 0u {
         partial[subgroup] = own;
     }
     workgroupBarrier();
@@ -65,7 +62,7 @@ fn row_sum(value: f32, row: u32, place: u32) -> f32 {
     return partial[row * {{ width }}u];
 }
 {% endif %}
-{% set arguments = ", row_of_group, subgroup, subgroup_size" if subgroups else ", row_of_group, place" %}
+{% set arguments = ", row_of_group, subgroup, subgroup_size, lane_of_subgroup" if subgroups else ", row_of_group, place" %}
 {% if width == 1 %}{% set arguments = "" %}{% endif %}
 
 fn total(value: {{ real }}) -> f32 {

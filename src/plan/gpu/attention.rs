@@ -174,12 +174,13 @@ pub struct CooperativeLayout {
 }
 
 impl CooperativeAttention {
-    pub fn layout(&self, head_dim: usize, subgroup: usize) -> CooperativeLayout {
+    pub fn layout(&self, shape: &AttentionShape, subgroup: usize) -> CooperativeLayout {
         let subgroups = self.tile_q / FRAGMENT;
-        let (stride, score_stride, weight_stride) = (head_dim + 8, self.tile_k + 8, self.tile_k + 8);
+        let (stride, score_stride, weight_stride) = (shape.head_dim + 8, self.tile_k + 8, self.tile_k + 8);
         let tiles = self.tile_k * stride * 2;
         let own = FRAGMENT * (score_stride * 4 + weight_stride * 2);
-        let workgroup_memory = tiles + subgroups * own + 8;
+        // Flags: a reference has moved; a causal tile has a value that is not finite.
+        let workgroup_memory = tiles + subgroups * own + if shape.causal { 8 } else { 4 };
         CooperativeLayout {
             subgroups,
             threads: subgroups * subgroup,
@@ -218,7 +219,8 @@ impl CooperativeAttention {
         knobs.range("tile-k", self.tile_k, FRAGMENT, 1024, "keys of a tile")?;
         knobs.multiple("tile-q", self.tile_q, "rows of a cooperative matrix", FRAGMENT)?;
         knobs.multiple("tile-k", self.tile_k, "columns of a cooperative matrix", FRAGMENT)?;
-        let layout = self.layout(shape.head_dim, gpu.subgroup_max);
+        knobs.multiple("tile-k", self.tile_k, "keys of all invocations of a row", gpu.subgroup_max / 4)?;
+        let layout = self.layout(shape, gpu.subgroup_max);
         knobs.invocations("tile-q", layout.threads)?;
         // Eight registers of each invocation for one accumulator of 16 x 16 in a subgroup of 32.
         let accumulators = (shape.head_dim + self.tile_k) * FRAGMENT / gpu.subgroup_max;

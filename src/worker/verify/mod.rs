@@ -230,7 +230,7 @@ fn check_regimes(candidate: &mut dyn Candidate, seed: u64) -> Vec<GateResult> {
 /// One stage on one regime of a verification of this seed.
 fn check_regime(candidate: &mut dyn Candidate, index: usize, regime: Regime, seed: u64) -> Vec<GateResult> {
     let stage = candidate.graph().stages[index].clone();
-    if !regime.applies(&stage.op) {
+    if !regime.applies(&stage.op, candidate::precision(candidate, &stage)) {
         return Vec::new();
     }
     let seed = regime.seed(seed);

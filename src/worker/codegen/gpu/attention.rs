@@ -114,14 +114,13 @@ fn cooperative(
     let lanes = subgroup / FRAGMENT;
     // Distances of the invocations that share a row.
     let steps: Vec<_> = (0..lanes.trailing_zeros()).map(|it| 1_u32 << it).collect();
-    let layout = schedule.layout(shape.head_dim, subgroup);
+    let layout = schedule.layout(shape, subgroup);
     let tiles_q = shape.seq.div_ceil(tile_q);
     let context = context! {
         tile_q, tile_k, vector, prefetch, tiles_q, subgroup, lanes, steps,
         headroom => HEADROOM,
         boost => BOOST,
-        // Eight halves are four words.
-        storage => if vector == 8 { "vec4<u32>".to_owned() } else { storage(Dtype::F16, vector) },
+        storage => storage(Dtype::F16, vector.min(4)),
         subgroups => layout.subgroups,
         threads => layout.threads,
         stride => layout.stride,

@@ -23,3 +23,6 @@ pub use compile::{Compiled, compile, compile_given};
 pub use listing::listing;
 pub use templates::Templates;
 use text::{float, index, reads_then_writes, real, storage};
+
+#[cfg(test)]
+mod tests;

@@ -16,6 +16,11 @@ use kernelforge::{
     manifest::spec::Dtype,
     plan::{
         Plan, constraint,
+        gpu::{
+            attention::GpuAttention,
+            matmul::{GpuMatmul, GpuMlp},
+            rows::{GpuElementwise, GpuNorm},
+        },
         schedule::{AttentionSchedule, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, Schedule},
         stage::{Role, Stage, StageGraph, StageOp, Tensor, TensorId},
     },
@@ -81,7 +86,13 @@ fn variants<'a>(graph: &'a StageGraph, plan: &Plan, device: &Device) -> (Vec<Var
     let mut seen: Vec<(StageOp, Schedule)> = Vec::new();
     for of in &graph.stages {
         let Ok(schedule) = constraint::resolve(graph, of, plan, device) else { continue };
-        for (op, case) in shapes(&of.op, &schedule) {
+        let dtype = graph.tensor(of.output).dtype;
+        // A schedule with parts of K, say, is for no product that is shorter than its parts.
+        let legal = |op: &StageOp| {
+            let stage = Stage { op: op.clone(), ..of.clone() };
+            constraint::check(&stage, dtype, &schedule, device).is_ok()
+        };
+        for (op, case) in shapes(&of.op, &schedule).into_iter().filter(|it| legal(&it.0)) {
             if seen.contains(&(op.clone(), schedule.clone())) {
                 continue;
             }
@@ -129,6 +140,64 @@ fn shapes(op: &StageOp, schedule: &Schedule) -> Vec<(StageOp, String)> {
         }
         (op, Schedule::Elementwise(ElementwiseSchedule { lanes, unroll })) => {
             rows_by_width(&op, [(1, lanes * unroll + 1), (3, (lanes - 1).max(1)), (2, 1)])
+        }
+        (op, schedule) => on_gpu(&op, schedule),
+    }
+}
+
+/// As [`shapes`], around the tiles of a GPU's schedule. Loads of several elements need sizes that they divide.
+fn on_gpu(op: &StageOp, schedule: &Schedule) -> Vec<(StageOp, String)> {
+    /// Rows and columns of a tile, its depth, elements of a load.
+    fn tile(it: &GpuMatmul) -> [usize; 4] {
+        match it {
+            GpuMatmul::Tiled(it) => [it.tile_m, it.tile_n, it.tile_k, it.vector],
+            GpuMatmul::Cooperative(it) => [it.tile_m, it.tile_n, it.tile_k, it.vector],
+            // At most eight rows, whatever the tile.
+            GpuMatmul::Gemv(it) => [2, it.threads / it.slices * it.vector, it.slices * it.unroll, it.vector],
+        }
+    }
+    match (op.clone(), schedule) {
+        (StageOp::Matmul { bias, activation, residual, .. }, Schedule::GpuMatmul(it)) => {
+            let ([rows, columns, depth, vector], parts) = (tile(it), it.split_k());
+            let depth = (parts * depth).next_multiple_of(vector);
+            [(1, columns + vector, depth + vector), (rows + 1, (columns - 1) / vector * vector, depth + 3 * vector)]
+                .map(|(m, n, k)| (m, n.max(vector), k))
+                .map(|(m, n, k)| (StageOp::Matmul { m, n, k, bias, activation, residual }, format!("{m}x{n}x{k}")))
+                .to_vec()
+        }
+        (StageOp::Mlp { activation, gated, bias, residual, .. }, Schedule::GpuMlp(GpuMlp { up, down, .. })) => {
+            let ([rows, up_columns, up_depth, up_vector], [_, columns, depth, vector]) = (tile(up), tile(down));
+            let vector = up_vector.max(vector);
+            let d_model = (columns.max(up.split_k() * up_depth)).next_multiple_of(vector) + vector;
+            let d_ff = (up_columns.max(down.split_k() * depth)).next_multiple_of(vector) + vector;
+            [1, rows + 1]
+                .map(|rows| {
+                    let op = StageOp::Mlp { rows, d_model, d_ff, activation, gated, bias, residual };
+                    (op, format!("{rows}x{d_model}x{d_ff}"))
+                })
+                .to_vec()
+        }
+        (StageOp::Attention { heads, kv_heads, causal, scale, .. }, Schedule::GpuAttention(it)) => {
+            let (rows, keys, head_dim) = match it {
+                GpuAttention::Online(it) => (it.tile_q, it.tile_k, 3 * it.vector),
+                GpuAttention::Cooperative(it) => (it.tile_q, it.tile_k, 16),
+                GpuAttention::HostSoftmax(it) => (it.tile_q, it.tile_k, 5),
+            };
+            let (heads, kv_heads) = if heads == kv_heads { (2, 2) } else { (4, 2) };
+            [(2, 1), (2, keys + 1), (1, (rows - 1).max(2))]
+                .map(|(batch, seq)| {
+                    let op = StageOp::Attention { batch, seq, heads, kv_heads, head_dim, causal, scale };
+                    (op, format!("{batch} of {seq} keys, {heads} heads of {head_dim}"))
+                })
+                .to_vec()
+        }
+        (op, Schedule::GpuNorm(GpuNorm { width, rows, vector, .. })) => {
+            let row = width * vector;
+            rows_by_width(&op, [(1, row + vector), (rows + 1, (row - vector).max(*vector)), (2, *vector)])
+        }
+        (op, Schedule::GpuElementwise(GpuElementwise { threads, vector, unroll })) => {
+            let group = threads * vector * unroll;
+            rows_by_width(&op, [(1, group + vector), (3, (group - vector).max(*vector)), (2, *vector)])
         }
         _ => Vec::new(),
     }

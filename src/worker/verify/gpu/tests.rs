@@ -68,6 +68,22 @@ fn plain_programs_of_every_kind_are_accepted() {
         assert_accepted(&verdict, &block, &plan);
         let unchecked = verdict.gates.iter().find(|it| it.case.starts_with("shaders without checks"));
         assert!(unchecked.is_some_and(|it| it.gate == Gate::V4Memory && it.checked > 0), "{unchecked:?}");
+        // Schedules that two stages have in common are judged at other shapes once.
+        for stage in &graph.stages {
+            let same = |it: &&str| graph.stage(it).is_some_and(|it| it.op.name() == stage.op.name());
+            let shaped =
+                verdict.gates.iter().filter(|it| it.gate == Gate::V5Shapes).filter_map(|it| it.stage.as_deref());
+            assert!(shaped.filter(same).count() >= 2, "{}", stage.name);
+        }
+    }
+}
+
+#[test]
+fn plain_programs_of_blocks_stored_as_halves_are_accepted() {
+    for block in samples::all() {
+        let (block, plan) = (samples::halved(&block), plan(BTreeMap::new()));
+        let compiled = compile(&unscheduled(&block), &plan, &software(), &BTreeMap::new()).unwrap();
+        assert_accepted(&judge(&block, &compiled, &plan, true), &block, &plan);
     }
 }
 
