@@ -33,41 +33,44 @@ var<workgroup> tile_{{ w }}: array<{{ real(chunk_n) }}, {{ stages * tile_k * str
 {% set a_loads = (a_count + threads - 1) // threads %}
 {% set b_loads = (b_count + threads - 1) // threads %}
 
-{% macro fetch(step) %}
+{# Sets of registers for tiles under way. #}
+{% set sets = [prefetch, 1] | max %}
+
+{% macro fetch(set, step) %}
 {% for l in range(a_loads) %}
 {% set guards %}{% if a_count % threads != 0 and loop.last %}a_index_{{ l }} < {{ a_count }}u && {% endif %}{% if ragged_m %}a_row_{{ l }} < {{ m }}u && {% endif %}{% if ragged_k %}a_k_{{ l }} + {{ step }} * {{ a_row }}u < {{ k // vector }}u && {% endif %}{% endset %}
 {% if guards %}
-        fetched_a_{{ l }} = {{ load }}();
+        fetched_{{ set }}_a_{{ l }} = {{ load }}();
         if ({{ guards }}true) {
-            fetched_a_{{ l }} = a[a_at_{{ l }} + {{ step }} * {{ a_row }}u];
+            fetched_{{ set }}_a_{{ l }} = a[a_at_{{ l }} + {{ step }} * {{ a_row }}u];
         }
 {% else %}
-        fetched_a_{{ l }} = a[a_at_{{ l }} + {{ step }} * {{ a_row }}u];
+        fetched_{{ set }}_a_{{ l }} = a[a_at_{{ l }} + {{ step }} * {{ a_row }}u];
 {% endif %}
 {% endfor %}
 {% for l in range(b_loads) %}
 {% set guards %}{% if b_count % threads != 0 and loop.last %}b_index_{{ l }} < {{ b_count }}u && {% endif %}{% if ragged_n %}b_column_{{ l }} < {{ n // vector }}u && {% endif %}{% if ragged_k %}b_k_{{ l }} + {{ step }} * {{ tile_k }}u < {{ k }}u && {% endif %}{% endset %}
 {% for w in range(weights) %}
 {% if guards %}
-        fetched_{{ w }}_{{ l }} = {{ load }}();
+        fetched_{{ set }}_{{ w }}_{{ l }} = {{ load }}();
         if ({{ guards }}true) {
-            fetched_{{ w }}_{{ l }} = w_{{ w }}[b_at_{{ l }} + {{ step }} * {{ tile_k * n // vector }}u];
+            fetched_{{ set }}_{{ w }}_{{ l }} = w_{{ w }}[b_at_{{ l }} + {{ step }} * {{ tile_k * n // vector }}u];
         }
 {% else %}
-        fetched_{{ w }}_{{ l }} = w_{{ w }}[b_at_{{ l }} + {{ step }} * {{ tile_k * n // vector }}u];
+        fetched_{{ set }}_{{ w }}_{{ l }} = w_{{ w }}[b_at_{{ l }} + {{ step }} * {{ tile_k * n // vector }}u];
 {% endif %}
 {% endfor %}
 {% endfor %}
 {% endmacro %}
 
-{% macro keep(buffer) %}
+{% macro keep(set, buffer) %}
 {% for l in range(a_loads) %}
 {% set whole = a_count % threads == 0 or not loop.last %}
 {% if not whole %}
         if (a_index_{{ l }} < {{ a_count }}u) {
 {% endif %}
         {
-            let value = {{ real(vector) }}(fetched_a_{{ l }});
+            let value = {{ real(vector) }}(fetched_{{ set }}_a_{{ l }});
 {% for j in range(vector) %}
             tile_a[a_to_{{ l }} + {{ (buffer * tile_k + j) * stride_a }}u]{% if chunk_m > 1 %}[a_lane_{{ l }}]{% endif %} = value{{ lane(vector, j) }};
 {% endfor %}
@@ -83,10 +86,10 @@ var<workgroup> tile_{{ w }}: array<{{ real(chunk_n) }}, {{ stages * tile_k * str
 {% endif %}
 {% for w in range(weights) %}
 {% if vector == chunk_n %}
-        tile_{{ w }}[b_to_{{ l }} + {{ buffer * tile_k * stride_b }}u] = {{ real(vector) }}(fetched_{{ w }}_{{ l }});
+        tile_{{ w }}[b_to_{{ l }} + {{ buffer * tile_k * stride_b }}u] = {{ real(vector) }}(fetched_{{ set }}_{{ w }}_{{ l }});
 {% else %}
 {% for j in range(vector) %}
-        tile_{{ w }}[b_to_{{ l }} + {{ buffer * tile_k * stride_b }}u][b_lane_{{ l }} + {{ j }}u] = f32(fetched_{{ w }}_{{ l }}{{ lane(vector, j) }});
+        tile_{{ w }}[b_to_{{ l }} + {{ buffer * tile_k * stride_b }}u][b_lane_{{ l }} + {{ j }}u] = f32(fetched_{{ set }}_{{ w }}_{{ l }}{{ lane(vector, j) }});
 {% endfor %}
 {% endif %}
 {% endfor %}
@@ -144,7 +147,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 {% if chunk_m > 1 %}
     let a_lane_{{ l }} = a_index_{{ l }} / {{ a_row }}u % {{ chunk_m }}u;
 {% endif %}
-    var fetched_a_{{ l }}: {{ load }};
+{% for set in range(sets) %}
+    var fetched_{{ set }}_a_{{ l }}: {{ load }};
+{% endfor %}
 {% endfor %}
 {% for l in range(b_loads) %}
     let b_index_{{ l }} = thread + {{ l * threads }}u;
@@ -155,8 +160,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 {% if vector != chunk_n %}
     let b_lane_{{ l }} = b_index_{{ l }} % {{ chunk_n // vector }}u * {{ vector }}u;
 {% endif %}
+{% for set in range(sets) %}
 {% for w in range(weights) %}
-    var fetched_{{ w }}_{{ l }}: {{ load }};
+    var fetched_{{ set }}_{{ w }}_{{ l }}: {{ load }};
+{% endfor %}
 {% endfor %}
 {% endfor %}
 {% for w in range(weights) %}
@@ -167,55 +174,66 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 {% endfor %}
 {% endfor %}
 
+{% if stages == 2 or prefetch > 0 %}
+{% for set in range(sets) %}
+{% if set > 0 %}
+    if ({{ set }}u < steps) {
+{% else %}
+    {
+{% endif %}
+{{ fetch(set, set ~ "u") }}
+    }
+{% endfor %}
+{% endif %}
 {% if stages == 2 %}
     {
-{{ fetch("0u") }}
-{{ keep(0) }}
+{{ keep(0, 0) }}
     }
     workgroupBarrier();
     // Two steps at a time, so that what lies where is known here.
     for (var step = 0u; step < steps; step += 2u) {
 {% for buffer in range(2) %}
-{% set next = "(step + " ~ (buffer + 1) ~ "u)" %}
 {% if buffer == 1 %}
         if (step + 1u >= steps) {
             break;
         }
 {% endif %}
-        if ({{ next }} < steps) {
-{{ fetch(next) }}
-{% if not prefetch %}
-{{ keep(1 - buffer) }}
+        if (step + {{ buffer + sets }}u < steps) {
+{{ fetch(buffer % sets, "(step + " ~ (buffer + sets) ~ "u)") }}
+{% if prefetch == 0 %}
+{{ keep(0, 1 - buffer) }}
 {% endif %}
         }
 {{ multiply(buffer) }}
-{% if prefetch %}
-        if ({{ next }} < steps) {
-{{ keep(1 - buffer) }}
+{% if prefetch > 0 %}
+        if (step + {{ buffer + 1 }}u < steps) {
+{{ keep((buffer + 1) % sets, 1 - buffer) }}
         }
 {% endif %}
         workgroupBarrier();
 {% endfor %}
     }
 {% else %}
-{% if prefetch %}
-    {
-{{ fetch("0u") }}
-    }
+    for (var step = 0u; step < steps; step += {{ sets }}u) {
+{% for set in range(sets) %}
+{% if set > 0 %}
+        if (step + {{ set }}u >= steps) {
+            break;
+        }
 {% endif %}
-    for (var step = 0u; step < steps; step++) {
-{% if not prefetch %}
-{{ fetch("step") }}
+{% if prefetch == 0 %}
+{{ fetch(0, "step") }}
 {% endif %}
-{{ keep(0) }}
+{{ keep(set, 0) }}
         workgroupBarrier();
-{% if prefetch %}
-        if (step + 1u < steps) {
-{{ fetch("(step + 1u)") }}
+{% if prefetch > 0 %}
+        if (step + {{ set + sets }}u < steps) {
+{{ fetch(set, "(step + " ~ (set + sets) ~ "u)") }}
         }
 {% endif %}
 {{ multiply(0) }}
         workgroupBarrier();
+{% endfor %}
     }
 {% endif %}
 

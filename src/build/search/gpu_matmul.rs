@@ -107,7 +107,7 @@ fn tiled(product: &Product, gpu: &GpuFacts) -> Vec<(f64, GpuMatmul)> {
                 thread_n,
                 vector,
                 stages: 2,
-                prefetch: true,
+                prefetch: 1,
                 split_k,
                 swizzle: swizzle(product.m, tile_m),
             };
@@ -145,8 +145,9 @@ fn cooperative(product: &Product, gpu: &GpuFacts) -> Vec<(f64, GpuMatmul)> {
                 subgroup_m,
                 subgroup_n,
                 vector,
+                transpose: true,
                 stages: 1,
-                prefetch: true,
+                prefetch: 1,
                 split_k,
                 swizzle: swizzle(product.m, tile_m),
             };

@@ -44,8 +44,8 @@ pub struct Tiled {
     pub vector: usize,
     /// Tiles in workgroup memory: with 2 the next one is written while this one is read, and a step has one barrier instead of two.
     pub stages: usize,
-    /// The next tile is loaded into registers before this one is multiplied, and stored after.
-    pub prefetch: bool,
+    /// Tiles under way in registers, up to 2, while one is multiplied: the next, and the one after it.
+    pub prefetch: usize,
     /// Parts of K that different workgroups sum; a second dispatch adds them up.
     pub split_k: usize,
     /// Rows of workgroups that are walked together, so that neighbours share tiles of B in the last cache.
@@ -64,9 +64,11 @@ pub struct Cooperative {
     pub subgroup_n: usize,
     /// Elements of one load from buffers: 2, 4 or 8. Divides k and n.
     pub vector: usize,
+    /// Read W from a copy [n, k], made ahead of a weight: matrices are then loaded in pairs of elements, along K.
+    pub transpose: bool,
     /// As in [`Tiled`].
     pub stages: usize,
-    pub prefetch: bool,
+    pub prefetch: usize,
     pub split_k: usize,
     pub swizzle: usize,
 }
@@ -168,22 +170,24 @@ const fn chunk(elements: usize) -> usize {
     }
 }
 
-/// Where things lie in the workgroup memory of a cooperative product, in words of `vector` f16.
+/// Where things lie in the workgroup memory of a cooperative product. Tiles are made of words of [`Cooperative::word`] f16, sums of
+/// as many f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct CooperativeLayout {
-    /// From row to row of A's tile and of each of B's. 16 bytes longer than the row, against bank conflicts.
+    /// From row to row of A's tile, [m, k], and of each of B's, [k, n] or transposed [n, k]. 16 bytes longer than the row, against bank conflicts.
     pub stride_a: usize,
     pub stride_b: usize,
     pub a_words: usize,
     /// Of each of B's tiles.
     pub b_words: usize,
+    /// Of a tile of A and all of B's.
     pub stage_words: usize,
-    /// The f32 sums leave a subgroup `strip` matrices at a time, of each weight.
+    /// The f32 sums leave a subgroup `strip` matrices at a time, of each weight: as many as fit beside the tiles.
     pub strip: usize,
+    /// From row to row of a strip, 16 bytes longer than the row.
     pub strip_stride: usize,
-    pub strip_words_of_weight: usize,
+    /// Of one subgroup.
     pub strip_words: usize,
-    pub pool_words: usize,
 }
 
 impl Cooperative {
@@ -191,37 +195,40 @@ impl Cooperative {
         (self.tile_m / self.subgroup_m) * (self.tile_n / self.subgroup_n)
     }
 
-    /// With matrices of `unit` x `unit`.
-    pub fn layout(&self, unit: usize, weights: usize) -> CooperativeLayout {
-        let pad = 8 / self.vector;
-        let (stride_a, stride_b) = (self.tile_k / self.vector + pad, self.tile_n / self.vector + pad);
-        let (a_words, b_words) = (self.tile_m * stride_a, self.tile_k * stride_b);
-        let stage_words = a_words + weights * b_words;
-        // A word has vector / 2 floats. 4 floats more than a strip's row, against bank conflicts.
-        let stride = |strip: usize| (strip * unit + 4) / (self.vector / 2);
-        let words = |strip: usize| self.subgroups() * weights * unit * stride(strip);
-        let tiles = self.stages * stage_words;
-        let matrices = self.subgroup_n / unit;
-        let fits = |strip: &usize| matrices.is_multiple_of(*strip) && words(*strip) <= tiles;
-        let strip = (1..=matrices).rev().find(fits).unwrap_or(1);
-        let strip_words_of_weight = unit * stride(strip);
-        CooperativeLayout {
+    /// Elements of a word of workgroup memory.
+    pub fn word(&self) -> usize {
+        self.vector.min(4)
+    }
+
+    /// With matrices of `unit` x `unit` and `limit` bytes of workgroup memory.
+    pub fn layout(&self, unit: usize, weights: usize, limit: usize) -> CooperativeLayout {
+        let word = self.word();
+        let (b_rows, b_row) = if self.transpose { (self.tile_n, self.tile_k) } else { (self.tile_k, self.tile_n) };
+        let (stride_a, stride_b) = ((self.tile_k + 8) / word, (b_row + 8) / word);
+        let (a_words, b_words) = (self.tile_m * stride_a, b_rows * stride_b);
+        let layout = |strip: usize| CooperativeLayout {
             stride_a,
             stride_b,
             a_words,
             b_words,
-            stage_words,
+            stage_words: a_words + weights * b_words,
             strip,
-            strip_stride: stride(strip),
-            strip_words_of_weight,
-            strip_words: weights * strip_words_of_weight,
-            pool_words: tiles.max(words(strip)),
-        }
+            strip_stride: (strip * unit + 4) / word,
+            strip_words: weights * unit * ((strip * unit + 4) / word),
+        };
+        let matrices = self.subgroup_n / unit;
+        let strips = (2..=matrices).rev().filter(|it| matrices.is_multiple_of(*it));
+        strips.map(layout).find(|it| self.bytes(it) <= limit).unwrap_or_else(|| layout(1))
+    }
+
+    fn bytes(&self, layout: &CooperativeLayout) -> usize {
+        let word = self.word();
+        2 * word * self.stages * layout.stage_words + 4 * word * self.subgroups() * layout.strip_words
     }
 
     /// Bytes.
-    pub fn workgroup_memory(&self, unit: usize, weights: usize) -> usize {
-        2 * self.vector * self.layout(unit, weights).pool_words
+    pub fn workgroup_memory(&self, unit: usize, weights: usize, limit: usize) -> usize {
+        self.bytes(&self.layout(unit, weights, limit))
     }
 }
 
@@ -256,7 +263,7 @@ impl GpuMatmul {
             thread_n: thread,
             vector: 1,
             stages: 1,
-            prefetch: false,
+            prefetch: 0,
             split_k: 1,
             swizzle: 1,
         })

@@ -92,10 +92,10 @@ impl Rules<'_> {
         self.vector(s.vector, &[1, 2, 4])?;
         self.multiple("tile-k", s.tile_k, "vector", s.vector)?;
         self.multiple("thread-n", s.thread_n, "vector", s.vector)?;
-        let written_out = s.stages * s.tile_k * s.thread_m * s.thread_n / s.chunk_n() * weights;
+        let written_out = s.stages.max(s.prefetch) * s.tile_k * s.thread_m * s.thread_n / s.chunk_n() * weights;
         self.range("tile-k", s.tile_k, 1, s.tile_k * WRITTEN_OUT / written_out, "multiply-adds written out")?;
         self.knobs.invocations(&self.name("invocations"), s.threads())?;
-        self.stages(s.stages)?;
+        self.stages(s.stages, s.prefetch)?;
         self.knobs.workgroup_memory(&self.name("tile-k"), s.tile_k, s.workgroup_memory(weights))?;
         self.grid([s.tile_m, s.tile_n, s.tile_k], s.split_k, s.swizzle)
     }
@@ -127,11 +127,19 @@ impl Rules<'_> {
         self.multiple("tile-m", s.tile_m, "subgroup-m", s.subgroup_m)?;
         self.multiple("tile-n", s.tile_n, "subgroup-n", s.subgroup_n)?;
         self.multiple("tile-k", s.tile_k, "depth of a matrix", unit)?;
+        if s.transpose {
+            let (rows, columns) = (self.product.k.div_ceil(16), self.product.n.div_ceil(16));
+            self.knobs.workgroups(&self.name("transpose"), 1, rows.max(columns))?;
+        }
         self.sums("subgroup-m", s.subgroup_m, s.subgroup_m * s.subgroup_n * weights / gpu.subgroup_max)?;
         self.vector(s.vector, &[2, 4, 8])?;
         self.knobs.invocations(&self.name("invocations"), s.subgroups() * gpu.subgroup_max)?;
-        self.stages(s.stages)?;
-        self.knobs.workgroup_memory(&self.name("tile-k"), s.tile_k, s.workgroup_memory(unit, weights))?;
+        self.stages(s.stages, s.prefetch)?;
+        self.knobs.workgroup_memory(
+            &self.name("tile-k"),
+            s.tile_k,
+            s.workgroup_memory(unit, weights, gpu.workgroup_memory),
+        )?;
         self.grid([s.tile_m, s.tile_n, s.tile_k], s.split_k, s.swizzle)
     }
 
@@ -189,7 +197,8 @@ impl Rules<'_> {
         self.refuse("vector", vector, format!("is not one of {widths:?} that divides k = {k} and n = {n}"))
     }
 
-    fn stages(&self, stages: usize) -> Result<(), Violation> {
+    fn stages(&self, stages: usize, prefetch: usize) -> Result<(), Violation> {
+        self.range("prefetch", prefetch, 0, 2, "tiles under way in registers")?;
         self.range("stages", stages, 1, 2, "tiles in workgroup memory")
     }
 

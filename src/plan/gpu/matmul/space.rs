@@ -5,8 +5,8 @@ use crate::host::gpu::GpuFacts;
 
 const SPLITS: [usize; 7] = [1, 2, 3, 4, 6, 8, 16];
 const SWIZZLES: [usize; 3] = [1, 4, 8];
-/// Tiles in workgroup memory, and whether the next waits in registers.
-const BUFFERS: [(usize, bool); 4] = [(1, false), (1, true), (2, false), (2, true)];
+/// Tiles in workgroup memory, and under way in registers.
+const BUFFERS: [(usize, usize); 5] = [(1, 0), (1, 1), (1, 2), (2, 1), (2, 2)];
 
 /// Every legal schedule of the declared space, in a fixed order.
 pub fn candidates<'a>(product: &'a Product, gpu: &'a GpuFacts) -> impl Iterator<Item = GpuMatmul> + 'a {
@@ -51,25 +51,32 @@ fn cooperative(product: &Product) -> impl Iterator<Item = GpuMatmul> {
         counts.map(move |(rows, columns)| (subgroup_m, subgroup_n, rows, columns))
     });
     let depths = shapes.flat_map(|shape| each(&[16, 32, 64]).map(move |tile_k| (shape, tile_k)));
-    let walks = depths.flat_map(|shape| walks().map(move |it| (shape, it)));
-    walks.map(move |(((subgroup_m, subgroup_n, rows, columns), tile_k), ((stages, prefetch), split_k, swizzle))| {
-        let (tile_m, tile_n) = (rows * subgroup_m, columns * subgroup_n);
-        GpuMatmul::Cooperative(Cooperative {
-            tile_m,
-            tile_n,
-            tile_k,
-            subgroup_m,
-            subgroup_n,
-            vector,
-            stages,
-            prefetch,
-            split_k,
-            swizzle,
-        })
-    })
+    let layouts = depths.flat_map(|(shape, tile_k)| each(&[true, false]).map(move |it| (shape, tile_k, it)));
+    let walks = layouts.flat_map(|shape| walks().map(move |it| (shape, it)));
+    walks.map(
+        move |(
+            ((subgroup_m, subgroup_n, rows, columns), tile_k, transpose),
+            ((stages, prefetch), split_k, swizzle),
+        )| {
+            let (tile_m, tile_n) = (rows * subgroup_m, columns * subgroup_n);
+            GpuMatmul::Cooperative(Cooperative {
+                tile_m,
+                tile_n,
+                tile_k,
+                subgroup_m,
+                subgroup_n,
+                vector,
+                transpose,
+                stages,
+                prefetch,
+                split_k,
+                swizzle,
+            })
+        },
+    )
 }
 
-type Walk = ((usize, bool), usize, usize);
+type Walk = ((usize, usize), usize, usize);
 
 fn walks() -> impl Iterator<Item = Walk> {
     let splits = || each(&SPLITS).flat_map(|split_k| each(&SWIZZLES).map(move |swizzle| (split_k, swizzle)));

@@ -11,6 +11,7 @@ use kernelforge::{
     plan::{
         gpu::matmul::{Cooperative, Gemv, GpuMatmul, Product, Tiled, steps},
         program::{Access, Buffer, Dispatch, Step},
+        stage::Role,
     },
     protocol::{Failure, FailureKind},
 };
@@ -101,9 +102,13 @@ pub fn emit(
 ) -> Result<Vec<Step>, Failure> {
     let split_k = schedule.split_k();
     let partials = (split_k > 1).then(|| builder.scratch(product.partial_bytes(split_k)));
+    let mut ahead = Vec::new();
     let mut bindings = vec![(operands.a, Access::Read)];
-    bindings.extend(operands.gate.map(|it| (it, Access::Read)));
-    bindings.push((operands.w, Access::Read));
+    for w in operands.gate.into_iter().chain([operands.w]) {
+        let transpose = matches!(schedule, GpuMatmul::Cooperative(it) if it.transpose);
+        let w = if transpose { transposed(builder, product, w, &mut ahead)? } else { w };
+        bindings.push((w, Access::Read));
+    }
     match partials {
         Some(partials) => bindings.push((partials, Access::ReadWrite)),
         None => bindings.extend(epilogue.bindings()),
@@ -115,7 +120,35 @@ pub fn emit(
         GpuMatmul::Gemv(it) => (multiply.gemv(builder, it)?, it.vector.min(4)),
     };
     let sum = partials.map(|it| sum(builder, product, epilogue, it, split_k, width)).transpose()?;
-    Ok(dispatches([first].into_iter().chain(sum)))
+    Ok(dispatches(ahead.into_iter().chain([first]).chain(sum)))
+}
+
+/// W as [n, k]: packed once where it is a weight, else in each run, by a dispatch `ahead` of the product.
+fn transposed(
+    builder: &mut Builder,
+    product: &Product,
+    w: Buffer,
+    ahead: &mut Vec<Dispatch>,
+) -> Result<Buffer, Failure> {
+    let Product { n, k, dtype, .. } = *product;
+    let bytes = (n * k * dtype.bytes()) as u64;
+    let half = dtype == Dtype::F16;
+    let prepare = |builder: &mut Builder, out: Buffer| {
+        let context = context! { rows => k, columns => n, half, stored => dtype.name() };
+        let features = if half { vec![GpuFeature::F16] } else { Vec::new() };
+        let needs = Needs { workgroup: [16, 16, 1], workgroup_memory: 272 * dtype.bytes(), features };
+        let workgroups = [n.div_ceil(16) as u32, k.div_ceil(16) as u32, 1];
+        let bindings = [(w, Access::Read), (out, Access::ReadWrite)];
+        builder.dispatch(("transpose.wgsl", format!("transpose {k}x{n}")), context, needs, &bindings, workgroups)
+    };
+    match w {
+        Buffer::Tensor(id) if builder.graph.tensor(id).role == Role::Weight => builder.packed(vec![id], bytes, prepare),
+        _ => {
+            let out = builder.scratch(bytes);
+            ahead.push(prepare(builder, out)?);
+            Ok(out)
+        }
+    }
 }
 
 struct Multiply<'a> {
@@ -170,21 +203,21 @@ impl Multiply<'_> {
     fn cooperative(&self, builder: &mut Builder, s: &Cooperative) -> Result<Dispatch, Failure> {
         let missing = || Failure::new(FailureKind::Internal, "a cooperative product on a GPU without matrices");
         let unit = builder.gpu.cooperative_f16().ok_or_else(missing)?.k;
-        let subgroup_size = builder.gpu.subgroup_max;
+        let (subgroup_size, limit) = (builder.gpu.subgroup_max, builder.gpu.workgroup_memory);
         let threads = s.subgroups() * subgroup_size;
         let grid = Grid::new(self.product, [s.tile_m, s.tile_n, s.tile_k], s.split_k, s.swizzle);
         let context = context! {
             subgroup_m => s.subgroup_m, subgroup_n => s.subgroup_n, vector => s.vector, stages => s.stages,
-            prefetch => s.prefetch, unit, subgroup_size, threads,
-            word => real(s.vector / 2),
+            prefetch => s.prefetch, transpose => s.transpose, unit, subgroup_size, threads,
+            word_elements => s.word(), word => storage(Dtype::F16, s.word()),
             ..context! {
-                ..Value::from(Serde(s.layout(unit, self.product.weights))),
+                ..Value::from(Serde(s.layout(unit, self.product.weights, limit))),
                 ..Value::from(Serde(&grid)), ..self.context(s.vector.min(4))
             }
         };
         let needs = Needs {
             workgroup: [threads as u32, 1, 1],
-            workgroup_memory: s.workgroup_memory(unit, self.product.weights),
+            workgroup_memory: s.workgroup_memory(unit, self.product.weights, limit),
             features: vec![GpuFeature::F16, GpuFeature::Subgroups, GpuFeature::CooperativeMatrix],
         };
         let name = ("matmul-cooperative.wgsl", self.name("cooperative"));

@@ -9,7 +9,7 @@ use kernelforge::{
     host::gpu::{CooperativeShape, GpuFacts, GpuKind},
     plan::{
         gpu::matmul::{GpuMlp, MlpShape, candidates, check},
-        stage::{StageGraph, TensorId},
+        stage::{Role, StageGraph, Tensor, TensorId},
     },
 };
 use std::collections::{BTreeMap, HashSet};
@@ -44,10 +44,17 @@ const fn tensor(index: usize) -> Buffer {
     Buffer::Tensor(TensorId(index))
 }
 
+/// Tensors that are weights or not: every third is none.
+fn graph() -> StageGraph {
+    let role = |index: usize| if index.is_multiple_of(3) { Role::Input } else { Role::Weight };
+    let tensor = |index| Tensor { name: format!("t{index}"), shape: vec![1], dtype: Dtype::F16, role: role(index) };
+    StageGraph { block: "b".into(), tensors: (0..9).map(tensor).collect(), stages: vec![] }
+}
+
 /// The texts of a product with everything that an epilogue can have.
 fn texts(product: &Product, schedule: &GpuMatmul) -> Vec<String> {
     let (gpu, templates) = (gpu(), Templates::new(&BTreeMap::new()).unwrap());
-    let graph = StageGraph { block: "b".into(), tensors: vec![], stages: vec![] };
+    let graph = graph();
     let mut builder = Builder::new(&graph, &gpu, &templates);
     let gated = product.weights == 2;
     let operands = Operands { a: tensor(0), gate: gated.then_some(tensor(1)), w: tensor(2) };
@@ -124,7 +131,7 @@ fn every_knob_of_a_tiled_product_changes_its_text() {
         thread_n: 4,
         vector: 4,
         stages: 1,
-        prefetch: false,
+        prefetch: 0,
         split_k: 1,
         swizzle: 1,
     };
@@ -136,7 +143,8 @@ fn every_knob_of_a_tiled_product_changes_its_text() {
         Tiled { thread_n: 8, ..base.clone() },
         Tiled { vector: 2, ..base.clone() },
         Tiled { stages: 2, ..base.clone() },
-        Tiled { prefetch: true, ..base.clone() },
+        Tiled { prefetch: 1, ..base.clone() },
+        Tiled { prefetch: 2, ..base.clone() },
         Tiled { split_k: 2, ..base.clone() },
         Tiled { swizzle: 2, ..base.clone() },
     ];
@@ -152,8 +160,9 @@ fn every_knob_of_a_cooperative_product_changes_its_text() {
         subgroup_m: 32,
         subgroup_n: 32,
         vector: 8,
+        transpose: true,
         stages: 1,
-        prefetch: false,
+        prefetch: 0,
         split_k: 1,
         swizzle: 1,
     };
@@ -164,8 +173,10 @@ fn every_knob_of_a_cooperative_product_changes_its_text() {
         Cooperative { subgroup_m: 16, ..base.clone() },
         Cooperative { subgroup_n: 16, ..base.clone() },
         Cooperative { vector: 4, ..base.clone() },
+        Cooperative { transpose: false, ..base.clone() },
         Cooperative { stages: 2, ..base.clone() },
-        Cooperative { prefetch: true, ..base.clone() },
+        Cooperative { prefetch: 1, ..base.clone() },
+        Cooperative { prefetch: 2, ..base.clone() },
         Cooperative { split_k: 2, ..base.clone() },
         Cooperative { swizzle: 2, ..base.clone() },
     ];
@@ -188,7 +199,7 @@ fn every_knob_of_a_gemv_changes_its_text() {
 #[test]
 fn a_gated_mlp_is_two_products_with_its_gate_fused_and_three_without() {
     let (gpu, templates) = (gpu(), Templates::new(&BTreeMap::new()).unwrap());
-    let graph = StageGraph { block: "b".into(), tensors: vec![], stages: vec![] };
+    let graph = graph();
     let shape = MlpShape { rows: 5, d_model: 24, d_ff: 40, gated: true, dtype: Dtype::F16 };
     let operands = MlpOperands {
         x: tensor(0),

@@ -22,6 +22,7 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("matmul-tiled.wgsl", include_str!("../../../../shaders/matmul-tiled.wgsl")),
     ("norm.wgsl", include_str!("../../../../shaders/norm.wgsl")),
     ("rope.wgsl", include_str!("../../../../shaders/rope.wgsl")),
+    ("transpose.wgsl", include_str!("../../../../shaders/transpose.wgsl")),
 ];
 
 pub struct Templates {
