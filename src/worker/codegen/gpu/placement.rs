@@ -13,6 +13,12 @@ struct Life {
     stages: RangeInclusive<usize>,
 }
 
+/// A buffer that several have, and when it is taken.
+struct Shared {
+    bytes: u64,
+    taken: Vec<RangeInclusive<usize>>,
+}
+
 /// Sizes of the shared buffers, and which of them each value and scratch buffer has. `scratch`: the scratch buffers of each
 /// stage; `bytes`: the size of each. Largest first, each into the first shared buffer that is free while it lives: whole
 /// buffers, because a shader's view of one must not overlap another view that is written.
@@ -31,20 +37,18 @@ pub fn place(graph: &StageGraph, scratch: &[Range<usize>], bytes: &[u64]) -> (Ve
         }
     }
     lives.sort_by_key(|it| (std::cmp::Reverse(it.bytes), it.buffer));
-    let (mut shared, mut placements): (Vec<(u64, Vec<RangeInclusive<usize>>)>, _) = (Vec::new(), Vec::new());
+    let (mut shared, mut placements): (Vec<Shared>, _) = (Vec::new(), Vec::new());
     for Life { buffer, bytes, stages } in lives {
-        let free = |(_, taken): &(u64, Vec<RangeInclusive<usize>>)| {
-            taken.iter().all(|it| it.end() < stages.start() || stages.end() < it.start())
-        };
+        let free = |it: &Shared| it.taken.iter().all(|it| it.end() < stages.start() || stages.end() < it.start());
         let slot = shared.iter().position(free).unwrap_or_else(|| {
-            shared.push((bytes, Vec::new()));
+            shared.push(Shared { bytes, taken: Vec::new() });
             shared.len() - 1
         });
-        shared[slot].1.push(stages);
+        shared[slot].taken.push(stages);
         placements.push((buffer, slot));
     }
     placements.sort_unstable();
-    (shared.into_iter().map(|it| it.0).collect(), placements)
+    (shared.into_iter().map(|it| it.bytes).collect(), placements)
 }
 
 #[cfg(test)]

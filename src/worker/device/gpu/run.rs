@@ -41,6 +41,9 @@ pub enum Work {
     Block,
 }
 
+/// Dispatches of one pass, and what the host does after them.
+type Part<'a> = (Vec<(&'a Dispatch, &'a BindGroup)>, Option<&'a Step>);
+
 impl<'a> Session<'a> {
     /// # Errors
     /// As [`Region::new`]; `Codegen` where a program's dispatches do not fit its shaders or buffers.
@@ -149,7 +152,7 @@ impl<'a> Session<'a> {
     }
 
     /// The steps of some work with their bind groups, cut where the host has something to do.
-    fn parts(&self, work: Work) -> Vec<(Vec<(&Dispatch, &BindGroup)>, Option<&Step>)> {
+    fn parts(&self, work: Work) -> Vec<Part<'_>> {
         let program = self.program();
         let groups: Vec<_> = match work {
             Work::Packing => {

@@ -85,6 +85,21 @@ pub fn apply(source: &str, rule: &Rule, place: &Place) -> Option<String> {
     Some(lines.join("\n") + "\n")
 }
 
+/// The text with a probe before the line: an element of another buffer, at this binding, that is written when the line is
+/// reached.
+pub fn probed(source: &str, line: usize, binding: usize) -> Option<String> {
+    let mut lines: Vec<&str> = source.lines().collect();
+    if line >= lines.len() {
+        return None;
+    }
+    lines.insert(line, "    probe[0] = 1u;");
+    let declared = format!("@group(0) @binding({binding}) var<storage, read_write> probe: array<u32>;");
+    // Extensions come before everything else.
+    let first = lines.iter().position(|it| it.starts_with("@group")).unwrap_or(0);
+    lines.insert(first, &declared);
+    Some(lines.join("\n") + "\n")
+}
+
 /// A line without its comment.
 fn code(line: &str) -> &str {
     line.split("//").next().unwrap_or_default()
@@ -124,8 +139,9 @@ fn each(line: &str, from: &str, to: &str) -> Vec<String> {
         let before = line[..*at].chars().next_back();
         let after = line[at + from.len()..].chars().next();
         let word = |it: Option<char>| it.is_some_and(|it| it.is_alphanumeric() || it == '_');
-        !(from.starts_with(|it: char| it.is_alphanumeric()) && word(before))
-            && !(from.ends_with(|it: char| it.is_alphanumeric()) && word(after))
+        let longer = from.starts_with(|it: char| it.is_alphanumeric()) && word(before)
+            || from.ends_with(|it: char| it.is_alphanumeric()) && word(after);
+        !longer
     });
     places.map(|(at, _)| format!("{}{to}{}", &line[..at], &line[at + from.len()..])).collect()
 }

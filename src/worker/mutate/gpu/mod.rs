@@ -27,7 +27,7 @@ use kernelforge::{
     manifest::spec::{BlockSpec, Pass},
     plan::{
         Plan,
-        program::Program,
+        program::{Access, Binding, Buffer, Program, Scratch, Step},
         stage::{StageGraph, TensorId},
     },
     protocol::{
@@ -136,6 +136,10 @@ pub fn judge(subject: &Subject, trial: Trial, id: &str) -> Result<Judged, Failur
     let unknown = || Failure::new(FailureKind::BadInput, format!("the block has no mutant `{id}`"));
     let (_, what) = found.ok_or_else(unknown)?;
     let graph = matches!(what, What::Shared(Body::Graph(_)));
+    let place = match &what {
+        What::Code { shader, place, .. } => Some((*shader, place.line)),
+        _ => None,
+    };
     let sources = match &what {
         What::Code { shader, rule, place } => {
             let mut sources = subject.sources.to_vec();
@@ -159,6 +163,12 @@ pub fn judge(subject: &Subject, trial: Trial, id: &str) -> Result<Judged, Failur
             from_gates(&tamper::with(tamper, measure)?.checks, &subject.program.graph)
         }
     };
+    if judged.fate == Fate::Survived
+        && let Some((shader, line)) = place
+        && subject.never_reached(trial, shader, line)?
+    {
+        judged.fate = Fate::Equivalent { proof: Proof::NeverExecuted };
+    }
     if judged.fate == Fate::Survived
         && let Some(reason) = equivalence::reviewed(&subject.program.graph.block, id)
     {
@@ -249,36 +259,80 @@ impl Subject<'_> {
         }
     }
 
+    /// Runs the original with a probe before the line. Which lines a shader reaches depends on its constants, on where an
+    /// invocation is, and now and then on a tensor: it runs on usual and on extreme numbers.
+    fn never_reached(&self, trial: Trial, shader: usize, line: usize) -> Result<bool, Failure> {
+        let mut program = self.program.clone();
+        program.scratch.push(Scratch { bytes: 16 });
+        let probe = Buffer::Scratch(program.scratch.len() - 1);
+        let mut bindings = 0;
+        let packing = program.packed.iter_mut().map(|it| &mut it.prepare);
+        let steps = program.stages.iter_mut().flatten().filter_map(|it| match it {
+            Step::Dispatch(dispatch) => Some(dispatch),
+            Step::HostSoftmax { .. } => None,
+        });
+        for dispatch in steps.chain(packing).filter(|it| it.shader == shader) {
+            bindings = dispatch.bindings.len();
+            dispatch.bindings.push(Binding { buffer: probe, access: Access::ReadWrite });
+        }
+        let mut sources = self.sources.to_vec();
+        let Some(probed) = code::probed(&sources[shader], line, bindings) else { return Ok(false) };
+        sources[shader] = probed;
+        let gpu = Gpu::open(self.gpu, None)?;
+        // A place that cannot be probed (the middle of a statement) proves nothing.
+        let Ok(loaded) = LoadedProgram::load(&gpu, program, &sources, Checks::On) else { return Ok(false) };
+        let mut candidate = OnGpu::new(&loaded, true)?;
+        let mut reached = false;
+        self.run_all(trial, &mut candidate, &mut |candidate, _| {
+            // Poison is neither of the numbers that the probe writes.
+            reached |= candidate.scratch(probe).is_none_or(|it| it.starts_with(&1u32.to_le_bytes()));
+        })?;
+        Ok(!reached)
+    }
+
     /// Digests of the bits of everything that these shaders compute, on usual and on extreme numbers, in poisoned memory.
     fn results(&self, trial: Trial, sources: &[String]) -> Result<Vec<Digest>, Failure> {
         let gpu: Arc<Gpu> = Gpu::open(self.gpu, None)?;
         let loaded = LoadedProgram::load(&gpu, self.program.clone(), sources, Checks::On)?;
         let mut candidate = OnGpu::new(&loaded, true)?;
         let mut digests = Vec::new();
+        self.run_all(trial, &mut candidate, &mut |candidate, ids| {
+            for id in ids {
+                let bytes: Vec<u8> = candidate.tensor(*id).iter().flat_map(|it| it.to_bits().to_le_bytes()).collect();
+                digests.push(Digest::of(&bytes));
+            }
+        })?;
+        digests.push(Digest::of(&[candidate.escapes().len() as u8]));
+        Ok(digests)
+    }
+
+    /// Runs packing, the block and every stage on usual and on extreme numbers, in poisoned memory, and calls `look` after each with
+    /// the tensors that it computed.
+    fn run_all(
+        &self,
+        trial: Trial,
+        candidate: &mut OnGpu,
+        look: &mut dyn FnMut(&OnGpu, &[TensorId]),
+    ) -> Result<(), Failure> {
         let stages = self.program.graph.stages.clone();
+        let outputs = crate::verify::outputs(candidate);
         for (seed, regime) in (trial.seed..).zip([Regime::Normal, Regime::Peaky, Regime::NearConstant]) {
-            inputs::fill(&mut candidate, inputs::rope_theta(self.block), seed);
+            inputs::fill(candidate, inputs::rope_theta(self.block), seed);
             candidate.prepare();
+            look(candidate, &[]);
             for poison in [f32::NAN, 2f32.powi(100)] {
                 candidate.poison(poison);
                 candidate.block();
-                let mut keep = |candidate: &OnGpu, id: TensorId| {
-                    let bytes: Vec<u8> =
-                        candidate.tensor(id).iter().flat_map(|it| it.to_bits().to_le_bytes()).collect();
-                    digests.push(Digest::of(&bytes));
-                };
-                crate::verify::outputs(&candidate).iter().for_each(|&id| keep(&candidate, id));
+                look(candidate, &outputs);
                 for (index, stage) in stages.iter().enumerate() {
                     if regime != Regime::Normal {
-                        inputs::fill_stage(&mut candidate, stage, regime, seed);
+                        inputs::fill_stage(candidate, stage, regime, seed);
                     }
                     candidate.stage(index);
-                    keep(&candidate, stage.output);
+                    look(candidate, &[stage.output]);
                 }
             }
         }
-        candidate.failure().map_or(Ok(()), Err)?;
-        digests.push(Digest::of(&[candidate.escapes().len() as u8]));
-        Ok(digests)
+        candidate.failure().map_or(Ok(()), Err)
     }
 }

@@ -59,6 +59,14 @@ impl<'a> OnGpu<'a> {
         self.failure.take()
     }
 
+    /// The bytes of a scratch buffer; none where the device failed.
+    pub fn scratch(&self, buffer: Buffer) -> Option<Vec<u8>> {
+        let region = self.session.region(buffer).ok()?;
+        memory::download(self.session.gpu(), &[(&region.buffer, region.offset, region.bytes)])
+            .ok()
+            .map(|it| it.concat())
+    }
+
     /// The bytes of a tensor as the device stores them.
     ///
     /// # Errors
