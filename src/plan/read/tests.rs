@@ -55,14 +55,25 @@ fn of(stages: &[(&str, Schedule)]) -> Plan {
 
 /// A plan with every schedule that a GPU has, and a template of its project's own.
 fn gpu_plan() -> Plan {
-    let (tile_m, tile_n, tile_k, vector, stages, prefetch, split_k, swizzle) = (64, 32, 16, 4, 2, true, 2, 8);
+    let (tile_m, tile_n, tile_k, vector, stages, prefetch, split_k, swizzle) = (64, 32, 16, 4, 2, 0, 2, 8);
     let tiled = Tiled { tile_m, tile_n, tile_k, thread_m: 8, thread_n: 4, vector, stages, prefetch, split_k, swizzle };
     let (subgroup_m, subgroup_n) = (32, 16);
-    let cooperative =
-        Cooperative { tile_m, tile_n, tile_k, subgroup_m, subgroup_n, vector, stages, prefetch, split_k, swizzle };
+    let cooperative = Cooperative {
+        tile_m,
+        tile_n,
+        tile_k,
+        subgroup_m,
+        subgroup_n,
+        vector,
+        transpose: true,
+        stages,
+        prefetch,
+        split_k,
+        swizzle,
+    };
     let gemv = GpuMatmul::Gemv(Gemv { threads: 128, vector, slices: 4, unroll: 2, split_k });
     let online = Online { tile_q: 32, tile_k, thread_q: 2, threads: 64, vector, share_q: true };
-    let subgroups = CooperativeAttention { tile_q: 32, tile_k, vector, prefetch };
+    let subgroups = CooperativeAttention { tile_q: 32, tile_k, vector, prefetch: true };
     let host = HostSoftmax { tile_q: 32, tile_k, threads: 64 };
     let mlp = GpuMlp { fuse_gate: true, up: GpuMatmul::Cooperative(cooperative), down: gemv };
     let plan = of(&[
