@@ -1,5 +1,6 @@
 use super::*;
 use crate::host::gpu::{CooperativeShape, GpuFeature};
+use crate::manifest::spec::Dtype;
 use crate::plan::gpu::matmul::{candidates, check_mlp};
 use proptest::prelude::*;
 
