@@ -19,12 +19,14 @@ const RECIPES: &[(&str, &[&str])] = &[
             "src/digest.rs",
             "src/store",
             "src/host.rs",
+            "src/host",
+            "shaders",
             "Cargo.lock",
         ],
     ),
     ("ir", &["src/worker/ir", "src/manifest/spec.rs", "src/plan/stage.rs", "Cargo.lock"]),
     ("plan", &["src/build/search", "src/plan"]),
-    ("compile", &["src/worker/codegen", "src/plan", "Cargo.lock"]),
+    ("compile", &["src/worker/codegen", "src/plan", "src/host/gpu.rs", "shaders", "Cargo.lock"]),
     // Gate V0 is the plan's constraints; the references stand on ndarray and libm.
     (
         "verify",
@@ -46,6 +48,7 @@ const RECIPES: &[(&str, &[&str])] = &[
             "src/worker/kernels",
             "src/worker/verify/inputs.rs",
             "src/worker/verify/candidate.rs",
+            "src/worker/verify/gpu/candidate.rs",
         ],
     ),
     ("report", &["src/build/report"]),

@@ -4,8 +4,8 @@ enable f16;
 {% endif %}
 
 @group(0) @binding(0) var<storage, read> x: array<{{ storage }}>;
-@group(0) @binding(1) var<storage, read> cosines: array<{{ storage }}>;
-@group(0) @binding(2) var<storage, read> sines: array<{{ storage }}>;
+@group(0) @binding(1) var<storage, read> cosines: array<{{ real }}>;
+@group(0) @binding(2) var<storage, read> sines: array<{{ real }}>;
 @group(0) @binding(3) var<storage, read_write> result: array<{{ storage }}>;
 
 @compute @workgroup_size({{ threads }})
@@ -24,8 +24,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let low = head * {{ 2 * half }}u + pair;
         let a = {{ real }}(x[low]);
         let b = {{ real }}(x[low + {{ half }}u]);
-        let cosine = {{ real }}(cosines[table]);
-        let sine = {{ real }}(sines[table]);
+        let cosine = cosines[table];
+        let sine = sines[table];
         result[low] = {{ storage }}(a * cosine - b * sine);
         result[low + {{ half }}u] = {{ storage }}(b * cosine + a * sine);
     }

@@ -33,6 +33,14 @@ impl Device {
             Self::Gpu(it) => &it.name,
         }
     }
+
+    /// [`Self::name`], with a word where figures of it mean nothing: `llvmpipe (software)`.
+    pub fn shown(&self) -> String {
+        match self {
+            Self::Cpu(it) => it.model.clone(),
+            Self::Gpu(it) => it.shown(),
+        }
+    }
 }
 
 impl From<CpuFacts> for Device {

@@ -6,14 +6,14 @@
 
 use crate::{
     digest::Digest,
-    host::CpuFacts,
+    host::{Device, gpu::GpuFacts},
     manifest::spec::{BlockSpec, Origin, Pass},
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Bumped whenever a message changes shape; a worker of another version is refused at the handshake.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// The first line a worker writes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +55,10 @@ pub mod blob {
     pub const MUTANTS: &str = "mutants";
     /// [`super::mutation::Judged`].
     pub const JUDGED: &str = "judged";
+    /// [`super::Gpus`].
+    pub const GPUS: &str = "gpus";
+    /// [`super::Smoke`].
+    pub const SMOKE: &str = "smoke";
     /// UTF-8, what `kforge ir` prints.
     pub const TEXT: &str = "text";
 }
@@ -95,33 +99,37 @@ pub enum ActionKind {
         origins: BTreeMap<String, Origin>,
     },
     /// In: `stages`, `plan`, optionally `lowered`: MLIR to assemble instead of what the generator writes for the plan.
-    /// Out: `object`, `kernel`, `lowered`.
-    Compile { cpu: CpuFacts },
+    /// Out: `object`, `kernel`, `lowered`. `shaders`: the project's own templates that the plan names, by file name.
+    Compile { device: Device, shaders: BTreeMap<String, String> },
     /// In: `object`, `kernel`, `plan`. Out: `audit`, of a rejected kernel too. The inputs that the gates draw follow from `seed`
     /// and the object; the cases of `corpus` are replayed first.
-    Verify { block: BlockSpec, cpu: CpuFacts, threads: usize, seed: u64, corpus: Vec<corpus::Case> },
+    Verify { block: BlockSpec, device: Device, threads: usize, seed: u64, corpus: Vec<corpus::Case> },
     /// In: `object`, `kernel`, and what says that it was verified: `plan`, `audit`. Out: `benchmark`. Measures for about
     /// `time_ms`.
-    Benchmark { cpu: CpuFacts, threads: usize, time_ms: u64 },
+    Benchmark { device: Device, threads: usize, time_ms: u64 },
     /// In: `object`, `kernel`, `plan`, `audit`, optionally `tensors`. Out: `tensors`: the outputs, and every stage's output if
     /// `stages`.
-    Run { block: BlockSpec, threads: usize, seed: u64, stages: bool },
+    Run { block: BlockSpec, device: Device, threads: usize, seed: u64, stages: bool },
     /// Measure the hand-written matmuls and the generated one. In: `object`, `kernel` of a matmul block. Out: `benchmark`.
-    BenchMatmul { cpu: CpuFacts, threads: usize, time_ms: u64 },
+    BenchMatmul { cpu: crate::host::CpuFacts, threads: usize, time_ms: u64 },
     /// Print IR. Out: `text`. With `each`, a unified diff for every pass; without, the module before the passes.
     IrText { name: String, block: BlockSpec, passes: Vec<Pass>, origins: BTreeMap<String, Origin>, view: IrView },
     /// What could be wrong with this block. In: `stages`, `plan`, `kernel`, `lowered`. Out: `mutants`.
-    ListMutants { block: BlockSpec, passes: Vec<Pass>, cpu: CpuFacts },
+    ListMutants { block: BlockSpec, passes: Vec<Pass>, device: Device },
     /// Build one mutant and put it through the verifier. In: as `list-mutants`, and `object`. Out: `judged`.
     Mutant {
         block: BlockSpec,
         passes: Vec<Pass>,
-        cpu: CpuFacts,
+        device: Device,
         threads: usize,
         seed: u64,
         corpus: Vec<corpus::Case>,
         mutant: String,
     },
+    /// Look for GPUs. Out: `gpus`, a [`Gpus`].
+    Probe,
+    /// Compute something known on a GPU. Out: `smoke`, a [`Smoke`].
+    SmokeTest { gpu: GpuFacts },
     /// For tests of the limits only; refused unless the worker was started with `--allow-faults`.
     Fault { fault: Fault },
 }
@@ -233,6 +241,27 @@ impl Failure {
     }
 }
 
+/// The GPUs of this machine, as their drivers tell them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Gpus {
+    pub found: Vec<GpuFacts>,
+    /// Adapters that are there and of no use, each with the reason; or why none could be looked for.
+    pub problems: Vec<String>,
+}
+
+/// A small known computation on a device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Smoke {
+    /// What went wrong, if anything did.
+    pub error: Option<String>,
+    /// Largest difference from the exact result, as a share of its bound.
+    pub worst_ratio: f64,
+    /// From opening the device to the result.
+    pub wall_us: u64,
+}
+
 /// What one pass did to the module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -277,11 +306,26 @@ pub struct StageBenchmark {
     pub bytes: u64,
 }
 
+/// What a time was read off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Clock {
+    /// The host's clock around the calls.
+    #[default]
+    Host,
+    /// The device's own timestamps around the run.
+    Device,
+    /// The host's clock from the submission to its end, because the device has no timestamps or the host has a part in the run.
+    HostAroundSubmission,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Benchmark {
     pub version: u32,
     pub threads: usize,
+    #[serde(default)]
+    pub clock: Clock,
     /// Measured in the same interleaved rounds, so that a share of them says something on a machine whose clock drifts.
     pub ceilings: Ceilings,
     pub block: StageBenchmark,

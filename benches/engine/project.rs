@@ -4,7 +4,7 @@
 use kernelforge::{
     build::graph::{self, BlockTarget, Graph, Outputs, Rules, Step, StepKind},
     digest::Digest,
-    host::CpuFacts,
+    host::{CpuFacts, Device},
     manifest,
     protocol::blob,
     store::{Store, records::Record},
@@ -15,6 +15,7 @@ use std::{
     fs::{self, File, Permissions},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -75,7 +76,7 @@ fn declaration(index: usize) -> String {
 /// Puts into the store what a build of the project would have left.
 fn fill(root: &Path) -> Graph {
     let project = manifest::load(root).expect("a project");
-    let (cpu, rules) = (CpuFacts::detect(), Rules::default());
+    let (cpu, rules) = (Arc::new(Device::Cpu(CpuFacts::detect())), Rules::default());
     let blocks: Vec<_> = project
         .blocks
         .iter()
@@ -86,9 +87,11 @@ fn fill(root: &Path) -> Graph {
             strategy: "heuristic".to_owned(),
             target: "cpu".to_owned(),
             threads: 1,
+            device: Arc::clone(&cpu),
+            hybrid_softmax: false,
         })
         .collect();
-    let graph = graph::plan_build(&blocks, &cpu, &rules);
+    let graph = graph::plan_build(&blocks, &rules);
     let (store, _) = Store::open(root).expect("a store");
     let mut outputs: Vec<Outputs> = Vec::new();
     let mut records = Vec::new();

@@ -1,7 +1,8 @@
 //! Whether a build would find nothing to do, answered without loading the project.
 //!
 //! A build that found nothing to do remembers what its answer rests on: the facts ([`Facts`]) of every file and folder that the
-//! manifest was read from, of the records, of the folders of blobs, of every file in `out/`. While all of them are what they were,
+//! manifest was read from, of the records, of the folders of blobs, of every file in `out/`, and of
+//! what tells which GPUs there are if a block is for one ([`Ground`]). While all of them are what they were,
 //! so is the answer, and one `stat` each is all that it costs: no parsing, no keys, no records. Anything else, and anything in doubt,
 //! is answered by the build itself.
 //!
@@ -10,6 +11,7 @@
 //! as long.
 
 use crate::{
+    build::engine::devices::ground::Ground,
     digest::Digest,
     facts::Facts,
     host::CpuFacts,
@@ -35,6 +37,8 @@ pub struct Summary {
 struct Memo<'a> {
     tool: [u8; 32],
     cpu: [u8; 32],
+    /// What the list of GPUs rests on, where a block is for one.
+    gpus: Option<[u8; 32]>,
     #[serde(borrow)]
     sources: Vec<Source<'a>>,
     records: Facts,
@@ -67,6 +71,7 @@ pub fn recall(root: &Path, selection: &str, cpu: &CpuFacts) -> Option<Summary> {
     let memo: Memo<'_> = postcard::from_bytes(&bytes).ok()?;
     let same = memo.tool == *recipe::TOOL.as_bytes()
         && memo.cpu == *cpu.fingerprint().as_bytes()
+        && memo.gpus.is_none_or(|it| it == *Ground::now().digest().as_bytes())
         && memo.sources.iter().all(|it| it.holds(root))
         && Facts::at(&store::records::path(root)) == Some(memo.records)
         && store::cas::folders(root).map(|it| Facts::at(&it)).eq(memo.blobs.iter().copied())
@@ -125,7 +130,7 @@ impl Memo<'_> {
 }
 
 /// Remembers that a build of the blocks of `selection` found nothing to do, unless something it looked at changed so shortly before
-/// that it may have changed since. `out` is what the folders of `out/` hold, by name.
+/// that it may have changed since. `ground` is what its GPUs rest on, if it had any; `out` is what the folders of `out/` hold, by name.
 ///
 /// # Errors
 /// When the memo cannot be written. Nothing depends on it.
@@ -133,12 +138,15 @@ pub fn remember(
     store: &Store,
     (root, sources): (&Path, &Sources),
     selection: &str,
-    cpu: &CpuFacts,
+    (cpu, ground): (&CpuFacts, Option<Ground>),
     out: &[(String, Vec<&str>)],
     summary: &Summary,
 ) -> std::io::Result<()> {
     let facts = |path: &Path| Facts::at(path).and_then(|it| it.lasting(sources.start()));
     let Some(records) = facts(&store::records::path(root)) else { return Ok(()) };
+    if ground.as_ref().is_some_and(|it| !it.lasts(sources.start())) {
+        return Ok(());
+    }
     let mut blobs = Vec::new();
     for folder in store::cas::folders(root) {
         match (folder.exists(), facts(&folder)) {
@@ -165,6 +173,7 @@ pub fn remember(
     let mut memo = Memo {
         tool: *recipe::TOOL.as_bytes(),
         cpu: *cpu.fingerprint().as_bytes(),
+        gpus: ground.map(|it| *it.digest().as_bytes()),
         sources: Vec::new(),
         records,
         blobs,

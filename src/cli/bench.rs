@@ -7,13 +7,11 @@ use super::{
 };
 use crate::{
     build::{
-        engine::{
-            action,
-            lease::{self, Patience, Use},
-        },
+        engine::lease::{self, Patience, Use},
         graph::StepKind,
+        search,
     },
-    host::CpuFacts,
+    host::{CpuFacts, Device},
     manifest::spec::{BlockSpec, Dtype, Pass},
     plan::stage::StageGraph,
     protocol::{ActionKind, Benchmark, Blobs, StageBenchmark, blob},
@@ -67,7 +65,7 @@ pub fn main(command: Command) -> Result<Outcome, Error> {
         let kernel = compile(asked, &asker, &args, &cpu)?;
         let on_wait = |holder: &_| print::warning(&format!("waiting for this device, which is used by {holder}"));
         let patience = Patience { cancelled: &|| asker.leash().is_cancelled(), limit: None };
-        let lease = lease::device(&cpu.fingerprint(), Use::Measure, &patience, on_wait)?;
+        let lease = lease::devices(&[(cpu.fingerprint(), Use::Measure)], &patience, on_wait)?;
         let lease = lease.ok_or_else(Error::interrupted)?;
         let MatmulArgs { threads, time_ms, .. } = args;
         let action = ActionKind::BenchMatmul { cpu: cpu.clone(), threads, time_ms };
@@ -91,10 +89,11 @@ fn compile(asked: &mut Asked<'_>, asker: &Asker, args: &MatmulArgs, cpu: &CpuFac
     let ir = ActionKind::Ir { name: name.clone(), block, passes: Pass::ALL.to_vec(), origins: BTreeMap::new() };
     let mut inputs = asked.action(ir, Blobs::new(), StepKind::Ir)?;
     let stages: StageGraph = asked.value(&inputs, blob::STAGES)?;
-    let plan = action::propose(&stages, cpu, &name, "cpu");
+    let device = Device::from(cpu.clone());
+    let plan = search::plan(&stages, (&name, "cpu"), (&device, false), &BTreeMap::new());
     let plan = serde_json::to_vec(&plan).map_err(|error| Error::environment(error.to_string()))?;
     inputs.insert(blob::PLAN.to_owned(), asker.cas.put(&plan)?);
-    asked.action(ActionKind::Compile { cpu: cpu.clone() }, inputs, StepKind::Compile)
+    asked.action(ActionKind::Compile { device, shaders: BTreeMap::new() }, inputs, StepKind::Compile)
 }
 
 /// 10^9 operations a second.

@@ -13,6 +13,7 @@ use crate::{
         engine::{
             action::Workers,
             control::Control,
+            devices::ground::Ground,
             interrupt,
             lease::{self, Patience},
             observe::{Event, Observer, Wait},
@@ -29,6 +30,7 @@ use crate::{
         uptodate::{self, Summary},
     },
     host::CpuFacts,
+    protocol::FailureKind,
     store::{cas::BlobError, out::OutError},
 };
 use serde_json::json;
@@ -195,6 +197,12 @@ fn locked(opened: &Opened, request: &Request<'_>, observer: &dyn Observer) -> Re
     let leash = Arc::new(Leash::default());
     let _guard = interrupt::guard(&leash);
     let built = build_under((&leash, &Control::default()), opened, request, observer)?;
+    let lost = |it: &StepResult| matches!(it, StepResult::Failed { failure, .. } if failure.kind == FailureKind::DeviceUnavailable);
+    if built.results.iter().any(lost) {
+        // A GPU that went although nothing of what its memo rests on changed: the next build looks for it. Losing the attempt to
+        // forget it costs one more failed build.
+        let _ = opened.store.forget_all();
+    }
     for path in opened.sources.changed(&opened.project.root) {
         let path = path.display();
         print::warning(&format!("`{path}` was edited during the build, whose results are of what it said before"));
@@ -280,8 +288,9 @@ fn remember(opened: &Opened, built: &Built, selection: &str) {
     let folders: Vec<_> =
         folders.into_iter().map(|(name, files)| (name, files.into_iter().map(|it| it.0).collect())).collect();
     let from = (opened.project.root.as_path(), &opened.sources);
+    let ground = opened.uses_gpus().then(Ground::now);
     // Nothing depends on it, and a folder that cannot be written is told of by whoever must write to it.
-    let _ = uptodate::remember(&opened.store, from, selection, &opened.cpu, &folders, &summary);
+    let _ = uptodate::remember(&opened.store, from, selection, (&opened.cpu, ground), &folders, &summary);
 }
 
 /// What [`result::conclude`] and [`foresee`] say where there is nothing to do.

@@ -24,7 +24,7 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
         print::out(&format!("removed `{}`\n", store.dir().display()))?;
         return Ok(Outcome::Done);
     }
-    let chosen = Opened::open(directory, &Selection { blocks: args.blocks, ..Selection::default() })?;
+    let chosen = Opened::recorded(directory, &Selection { blocks: args.blocks, ..Selection::default() })?;
     let all = Opened::whole(directory)?;
     let (_lock, found) = chosen.store.lock_out_builds(None, waiting)?;
     project::notices(&found);

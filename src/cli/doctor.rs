@@ -1,9 +1,11 @@
-//! `kforge doctor`: what this machine offers, and whether the worker starts and can use MLIR.
+//! `kforge doctor`: what this machine offers, whether the worker starts and can use MLIR, and what its GPUs do.
+
+mod gpus;
 
 use super::{
     error::{Error, Outcome},
     print,
-    worker::Asker,
+    worker::{Asked, Asker},
 };
 use crate::{
     build::graph::StepKind,
@@ -11,10 +13,15 @@ use crate::{
     manifest::spec::{BlockSpec, Dtype, Pass},
     protocol::{ActionKind, IrView, PROTOCOL_VERSION, blob, recipe},
 };
+use gpus::Graphics;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit codes: 0 the worker works, and every GPU that the project here declares a target for was found; 3 \
+                        something is missing, with what to do about it."
+)]
 pub struct Args {
     /// Print JSON
     #[arg(long)]
@@ -31,6 +38,8 @@ struct Diagnosis {
     fingerprint: String,
     worker: Check,
     mlir: Check,
+    #[serde(flatten)]
+    graphics: Graphics,
 }
 
 /// One thing that works, with what it is, or does not, with why.
@@ -50,13 +59,19 @@ impl Check {
     }
 }
 
-pub fn main(args: Args) -> Result<Outcome, Error> {
+pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
     let cpu = CpuFacts::detect();
-    let (worker, mlir) = toolchain()?;
+    let folder = tempfile::tempdir()?;
+    let asker = Asker::new(folder.path())?;
+    let (worker, mlir, graphics) = asker.with(|asked| {
+        let (worker, mlir) = toolchain(asked)?;
+        let found = worker.ok.then(|| gpus::look(asked)).transpose()?;
+        Ok((worker, mlir, Graphics::new(found, gpus::targets(directory))))
+    })?;
     let fingerprint = cpu.fingerprint().to_string();
     let (version, recipe) = (env!("CARGO_PKG_VERSION"), recipe::WORKER.short());
-    let diagnosis = Diagnosis { version, protocol: PROTOCOL_VERSION, recipe, cpu, fingerprint, worker, mlir };
-    let ok = diagnosis.worker.ok && diagnosis.mlir.ok;
+    let diagnosis = Diagnosis { version, protocol: PROTOCOL_VERSION, recipe, cpu, fingerprint, worker, mlir, graphics };
+    let ok = diagnosis.worker.ok && diagnosis.mlir.ok && diagnosis.graphics.ok();
     if args.json {
         print::json(&diagnosis)?;
     } else {
@@ -66,28 +81,24 @@ pub fn main(args: Args) -> Result<Outcome, Error> {
 }
 
 /// Whether a worker starts, and whether it builds a small module, which takes MLIR and the dialect.
-fn toolchain() -> Result<(Check, Check), Error> {
-    let folder = tempfile::tempdir()?;
-    let asker = Asker::new(folder.path())?;
-    asker.with(|asked| {
-        let worker = match asked.seat.hello() {
-            Ok(hello) => Ok(format!("started as process {}, recipe {}", hello.pid, hello.recipe.short())),
-            Err(error) => Err(error.hint().map_or_else(|| error.to_string(), |hint| format!("{error}; {hint}"))),
-        };
-        if worker.is_err() {
-            return Ok((Check::of(worker), Check::of(Err("not asked: there is no worker".to_owned()))));
+fn toolchain(asked: &mut Asked<'_>) -> Result<(Check, Check), Error> {
+    let worker = match asked.seat.hello() {
+        Ok(hello) => Ok(format!("started as process {}, recipe {}", hello.pid, hello.recipe.short())),
+        Err(error) => Err(error.hint().map_or_else(|| error.to_string(), |hint| format!("{error}; {hint}"))),
+    };
+    if worker.is_err() {
+        return Ok((Check::of(worker), Check::of(Err("not asked: there is no worker".to_owned()))));
+    }
+    let block = BlockSpec::Matmul { m: 4, n: 4, k: 4, bias: false, activation: None, dtype: Dtype::F32 };
+    let (passes, view) = (Pass::ALL.to_vec(), IrView::Optimized);
+    let ask = ActionKind::IrText { name: "doctor".to_owned(), block, passes, origins: BTreeMap::new(), view };
+    let mlir = match asked.action(ask, BTreeMap::new(), StepKind::Ir) {
+        Ok(outputs) => {
+            Ok(format!("a module of {} bytes was built and optimised", asked.text(&outputs, blob::TEXT)?.len()))
         }
-        let block = BlockSpec::Matmul { m: 4, n: 4, k: 4, bias: false, activation: None, dtype: Dtype::F32 };
-        let (passes, view) = (Pass::ALL.to_vec(), IrView::Optimized);
-        let ask = ActionKind::IrText { name: "doctor".to_owned(), block, passes, origins: BTreeMap::new(), view };
-        let mlir = match asked.action(ask, BTreeMap::new(), StepKind::Ir) {
-            Ok(outputs) => {
-                Ok(format!("a module of {} bytes was built and optimised", asked.text(&outputs, blob::TEXT)?.len()))
-            }
-            Err(error) => Err(error.to_string()),
-        };
-        Ok((Check::of(worker), Check::of(mlir)))
-    })
+        Err(error) => Err(error.to_string()),
+    };
+    Ok((Check::of(worker), Check::of(mlir)))
 }
 
 fn text(diagnosis: &Diagnosis) -> String {
@@ -105,5 +116,7 @@ fn text(diagnosis: &Diagnosis) -> String {
         ("worker", check(&diagnosis.worker)),
         ("mlir", check(&diagnosis.mlir)),
     ];
-    print::columns(&rows.map(|(name, value)| vec![name.to_owned(), value]), false)
+    let mut rows: Vec<_> = rows.map(|(name, value)| vec![name.to_owned(), value]).into();
+    rows.extend(diagnosis.graphics.rows());
+    print::columns(&rows, false)
 }

@@ -5,7 +5,7 @@ use super::{
     print,
 };
 use crate::{
-    build::engine::{run::BuildError, worker::WorkerError},
+    build::engine::{devices::DeviceError, run::BuildError, worker::WorkerError},
     manifest::{self, ProjectErrors},
     protocol::{Failure, FailureKind},
     store::{BuildLockError, StoreError, lock::LockError, out::OutError},
@@ -126,6 +126,17 @@ impl From<WorkerError> for Error {
             (_, Some(hint)) => Self::environment(error.to_string()).with_hint(hint),
             (_, None) => Self::environment(error.to_string()),
         }
+    }
+}
+
+impl From<DeviceError> for Error {
+    fn from(error: DeviceError) -> Self {
+        let (code, message) = match error {
+            DeviceError::Worker(error) => return error.into(),
+            DeviceError::Probe(failure) if failure.kind == FailureKind::Cancelled => return Self::interrupted(),
+            _ => (Outcome::Environment, error.to_string()),
+        };
+        Self(Box::new(Kind::Message { code, message, detail: error.detail(), hint: error.hint() }))
     }
 }
 

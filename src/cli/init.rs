@@ -42,7 +42,9 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
     let name = name.unwrap_or_else(|| "kernels".to_owned());
     let project = format!(
         "[project]\nname = {}\nworkloads = [\"workloads/*.toml\"]\ntargets = [\"cpu\"]\n\n\
-         [target.cpu]\nbackend = \"cpu\"\nthreads = 1\n",
+         [target.cpu]\nbackend = \"cpu\"\nthreads = 1\n\n\
+         # For a GPU (`kforge doctor` says which there are), built with `kforge build --target gpu`:\n\
+         # [target.gpu]\n# backend = \"gpu\"\n",
         toml::Value::String(name)
     );
     for (file, text) in

@@ -71,7 +71,7 @@ enum Command {
     /// Measure kernels outside of a project
     #[command(subcommand)]
     Bench(bench::Command),
-    /// Say what this machine offers and whether the worker starts
+    /// Say what this machine and its GPUs offer, and whether all that a build needs is there and works
     #[command(visible_alias = "diagnose-gpu")]
     Doctor(doctor::Args),
     /// Look at `.kforge-cache`: how much there is, whether it is sound, which plans are kept
@@ -121,7 +121,7 @@ fn dispatch(cli: Cli) -> Result<Outcome, error::Error> {
         Command::Ir(command) => ir::main(&directory, command),
         Command::Mutate(args) => mutate::main(&directory, args),
         Command::Bench(command) => bench::main(command),
-        Command::Doctor(args) => doctor::main(args),
+        Command::Doctor(args) => doctor::main(&directory, args),
         Command::Cache(command) => cache::main(&directory, command),
         Command::Gc(args) => gc::main(&directory, args),
         Command::Clean(args) => clean::main(&directory, args),

@@ -80,7 +80,7 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
         toolchain: asker.toolchain(),
         leash: asker.leash(),
         cas: &asker.cas,
-        cpu: &opened.cpu,
+        shaders: &opened.project.shaders,
         jobs: args.jobs.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from)),
         seed,
         corpus: &cases,
@@ -183,7 +183,8 @@ impl<'a> Chosen<'a> {
 
 fn list(chosen: &Chosen<'_>, as_json: bool) -> Result<Outcome, Error> {
     let manifests = chosen.manifests.iter().map(|it| ("manifest", &it.mutant));
-    let all: Vec<_> = manifests.chain(chosen.kernels.iter().map(|it| (it.0.subject.name.as_str(), it.1))).collect();
+    let all: Vec<_> =
+        manifests.chain(chosen.kernels.iter().map(|it| (it.0.subject.block.name.as_str(), it.1))).collect();
     if as_json {
         let mutants: Vec<_> = all.iter().map(|(block, it)| json!({ "block": block, "mutant": it })).collect();
         print::json(&json!({ "version": 1, "mutants": mutants }))?;
@@ -195,7 +196,7 @@ fn list(chosen: &Chosen<'_>, as_json: bool) -> Result<Outcome, Error> {
 }
 
 fn to_json(prepared: &[Prepared], trials: &[Trial], score: &Score, seed: u64) -> serde_json::Value {
-    let subject = |it: &Prepared| json!({ "block": it.subject.name, "scaled": it.subject.scaled, "spec": it.subject.spec, "mutants": it.mutants.len() });
+    let subject = |it: &Prepared| json!({ "block": it.subject.block.name, "scaled": it.subject.scaled, "spec": it.subject.block.spec, "mutants": it.mutants.len() });
     json!({
         "version": 1,
         "seed": seed,
@@ -210,7 +211,7 @@ fn text(prepared: &[Prepared], trials: &[Trial], score: &Score, wall: Duration, 
     let color = print::colored(&io::stdout());
     let mut text = String::new();
     for it in prepared.iter().filter(|it| it.subject.scaled) {
-        text += &format!("{} is mutated at a smaller size\n", it.subject.name);
+        text += &format!("{} is mutated at a smaller size\n", it.subject.block.name);
     }
     text += &families(score);
     text.push('\n');

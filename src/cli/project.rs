@@ -3,12 +3,12 @@
 use super::{error::Error, print};
 use crate::{
     build::{
-        engine::action::Workspace,
+        engine::{action::Workspace, devices::Finder},
         graph::{self, BlockTarget, Graph, Rules, Step, StepId, StepKind},
     },
-    host::CpuFacts,
+    host::{CpuFacts, Device},
     manifest::{
-        self, BlockInstance, PROJECT_FILE, Project, Sources,
+        self, BlockInstance, PROJECT_FILE, Project, Sources, Target,
         spec::{Origin, Pass},
     },
     store::{Notice, Store},
@@ -17,6 +17,7 @@ use globset::Glob;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// Which blocks a command is about.
@@ -25,7 +26,7 @@ pub struct Selection {
     /// Blocks: NAME, NAME@TARGET, or patterns like `gpt2-*`; all blocks that are in no group if none is given
     #[arg(value_name = "BLOCK")]
     pub blocks: Vec<String>,
-    /// Only for this target
+    /// Only for this target, be it one that a plain build leaves out; blocks that name their targets are built for no other
     #[arg(long)]
     pub target: Option<String>,
     /// The blocks of this group, which a plain build leaves out
@@ -54,17 +55,48 @@ impl Opened {
 
     /// The chosen blocks of a project that was read from these sources.
     pub fn new(project: Project, sources: Sources, selection: &Selection) -> Result<Self, Error> {
-        let (blocks, origins) = select(&project, selection)?;
+        let chosen = select(&project, selection)?;
         let (store, found) = Store::open(&project.root)?;
         notices(&found);
-        let (cpu, rules) = (CpuFacts::detect(), Rules { corpus: project.cases.clone(), ..Rules::default() });
-        let graph = graph::plan_build(&blocks, &cpu, &rules);
-        Ok(Self { project, sources, store, cpu, rules, blocks, origins, graph })
+        let finder = Finder::of_store(&store, &project.root);
+        let blocks = chosen.iter().map(|it| Ok(it.on(finder.device(it.target)?, &project)));
+        let (blocks, cpu) = (blocks.collect::<Result<Vec<_>, Error>>()?, finder.cpu.clone());
+        drop(finder);
+        let origins = chosen.iter().map(|it| it.block.origins.clone()).collect();
+        Ok(Self::of(project, sources, store, (blocks, origins), cpu))
     }
 
-    /// Every block of the project, those in groups too, for every target.
+    /// Every block of the project, those in groups too, for every target that it may be built for; as [`Opened::recorded`].
     pub fn whole(directory: &Path) -> Result<Self, Error> {
-        Self::open(directory, &Selection { blocks: vec!["*".to_owned()], ..Selection::default() })
+        Self::recorded(directory, &Selection { blocks: vec!["*@*".to_owned()], ..Selection::default() })
+    }
+
+    /// For commands that build nothing and look at what was built. Nobody looks for GPUs: where none is remembered, what was built
+    /// for one is found by the names of its steps, and not by its keys.
+    pub fn recorded(directory: &Path, selection: &Selection) -> Result<Self, Error> {
+        let (project, sources) = manifest::load_with_sources(&root(directory));
+        let project = project?;
+        let chosen = select(&project, selection)?;
+        let (store, found) = Store::open(&project.root)?;
+        notices(&found);
+        let finder = Finder::of_records(&project.root);
+        let blocks = chosen.iter().map(|it| it.on(finder.device_or_none(it.target), &project)).collect();
+        let cpu = finder.cpu.clone();
+        drop(finder);
+        let origins = chosen.iter().map(|it| it.block.origins.clone()).collect();
+        Ok(Self::of(project, sources, store, (blocks, origins), cpu))
+    }
+
+    fn of(project: Project, sources: Sources, store: Store, (blocks, origins): Targeted, cpu: CpuFacts) -> Self {
+        let (corpus, shaders) = (project.cases.clone(), project.shaders.clone());
+        let rules = Rules { corpus, shaders, ..Rules::default() };
+        let graph = graph::plan_build(&blocks, &rules);
+        Self { project, sources, store, cpu, rules, blocks, origins, graph }
+    }
+
+    /// Whether a block's target runs on a GPU.
+    pub fn uses_gpus(&self) -> bool {
+        self.graph.steps().iter().any(|it| it.on_gpu)
     }
 
     pub fn workspace(&self) -> Workspace<'_> {
@@ -90,20 +122,23 @@ impl Opened {
 }
 
 /// The one block and target that `name` means, of a project whose store is left alone.
-pub fn block_target_of(project: &Project, name: &str) -> Result<(BlockTarget, BTreeMap<String, Origin>), Error> {
-    let (mut blocks, mut origins) =
-        select(project, &Selection { blocks: vec![name.to_owned()], ..Selection::default() })?;
-    only(&blocks, name)?;
-    // As many origins as blocks, and one of them.
-    blocks.pop().zip(origins.pop()).ok_or_else(|| unknown(project, name))
+pub fn block_target_of(
+    project: &Project,
+    name: &str,
+    finder: &Finder<'_>,
+) -> Result<(BlockTarget, BTreeMap<String, Origin>), Error> {
+    let chosen = select(project, &Selection { blocks: vec![name.to_owned()], ..Selection::default() })?;
+    only(&chosen.iter().map(Chosen::title).collect::<Vec<_>>(), name)?;
+    let chosen = chosen.first().ok_or_else(|| unknown(project, name))?;
+    Ok((chosen.on(finder.device(chosen.target)?, project), chosen.block.origins.clone()))
 }
 
 /// Refuses a name that means several blocks.
-pub fn only(blocks: &[BlockTarget], name: &str) -> Result<(), Error> {
-    if blocks.len() <= 1 {
+pub fn only(titles: &[String], name: &str) -> Result<(), Error> {
+    if titles.len() <= 1 {
         return Ok(());
     }
-    let names: Vec<_> = blocks.iter().map(|it| format!("`{}@{}`", it.name, it.target)).collect();
+    let names: Vec<_> = titles.iter().map(|it| format!("`{it}`")).collect();
     let error = Error::input(format!("`{name}` means {} blocks: {}", names.len(), names.join(", ")));
     Err(error.with_hint("name one of them"))
 }
@@ -147,10 +182,40 @@ pub fn passes(project: &Project, block: &BlockInstance) -> Vec<Pass> {
     project.pipelines.get(&block.pipeline).cloned().unwrap_or_default()
 }
 
-type Selected = (Vec<BlockTarget>, Vec<BTreeMap<String, Origin>>);
+/// Block targets, and where the fields of each are written.
+type Targeted = (Vec<BlockTarget>, Vec<BTreeMap<String, Origin>>);
 
-/// The chosen blocks for the chosen targets, in the project's order.
-fn select(project: &Project, selection: &Selection) -> Result<Selected, Error> {
+/// A block that was chosen for a target.
+struct Chosen<'a> {
+    block: &'a BlockInstance,
+    target: &'a Target,
+}
+
+impl Chosen<'_> {
+    /// `BLOCK@TARGET`.
+    fn title(&self) -> String {
+        format!("{}@{}", self.block.name, self.target.name)
+    }
+
+    fn on(&self, device: Arc<Device>, project: &Project) -> BlockTarget {
+        let Self { block, target } = self;
+        BlockTarget {
+            name: block.name.clone(),
+            spec: block.spec.clone(),
+            passes: passes(project, block),
+            // The name was checked when the manifest was loaded.
+            strategy: project.tunings.get(&block.tuning).map_or("heuristic", |it| it.strategy.name()).to_owned(),
+            target: target.name.clone(),
+            threads: target.backend.threads(),
+            device,
+            hybrid_softmax: target.backend.hybrid_softmax(),
+        }
+    }
+}
+
+/// The chosen blocks for the chosen targets, in the project's order. A block that names no targets is built for the project's, or
+/// for those that are asked for by name.
+fn select<'a>(project: &'a Project, selection: &Selection) -> Result<Vec<Chosen<'a>>, Error> {
     if let Some(target) = selection.target.as_ref().filter(|it| !project.targets.contains_key(*it)) {
         let known: Vec<_> = project.targets.keys().map(String::as_str).collect();
         return Err(nearest(Error::input(format!("there is no target `{target}`")), target, &known));
@@ -163,12 +228,15 @@ fn select(project: &Project, selection: &Selection) -> Result<Selected, Error> {
     }
     let patterns = selection.blocks.iter().map(|it| Pattern::new(it)).collect::<Result<Vec<_>, _>>()?;
     let mut used = vec![false; patterns.len()];
-    let (mut blocks, mut origins) = (Vec::new(), Vec::new());
+    let mut chosen = Vec::new();
     for block in &project.blocks {
-        for target in &block.targets {
+        for target in project.targets.values() {
+            let usual = block.targets.contains(&target.name);
+            let asked = !block.own_targets && selection.target.as_ref() == Some(&target.name);
             let mut named = false;
             for (used, pattern) in used.iter_mut().zip(&patterns) {
-                let matches = pattern.matches(block, target);
+                let may = usual || asked || !block.own_targets && pattern.target.is_some();
+                let matches = may && pattern.matches(block, &target.name);
                 *used |= matches;
                 named |= matches;
             }
@@ -176,29 +244,16 @@ fn select(project: &Project, selection: &Selection) -> Result<Selected, Error> {
                 (Some(wanted), group) => group.as_ref() == Some(wanted),
                 (None, group) => group.is_none() || !patterns.is_empty(),
             };
-            let targeted = selection.target.as_ref().is_none_or(|it| it == target);
-            if (named || patterns.is_empty()) && grouped && targeted {
-                blocks.push(block_target(project, block, target));
-                origins.push(block.origins.clone());
+            let targeted = selection.target.as_ref().is_none_or(|it| *it == target.name);
+            if (named || patterns.is_empty() && (usual || asked)) && grouped && targeted {
+                chosen.push(Chosen { block, target });
             }
         }
     }
     if let Some((_, pattern)) = used.iter().zip(&patterns).find(|it| !it.0) {
         return Err(unknown(project, &pattern.text));
     }
-    Ok((blocks, origins))
-}
-
-fn block_target(project: &Project, block: &BlockInstance, target: &str) -> BlockTarget {
-    BlockTarget {
-        name: block.name.clone(),
-        spec: block.spec.clone(),
-        passes: passes(project, block),
-        // Both names were checked when the manifest was loaded.
-        strategy: project.tunings.get(&block.tuning).map_or("heuristic", |it| it.strategy.name()).to_owned(),
-        target: target.to_owned(),
-        threads: project.targets.get(target).map_or(1, |it| it.threads),
-    }
+    Ok(chosen)
 }
 
 /// `NAME` or `NAME@TARGET`, both with the wildcards of a shell.
@@ -250,5 +305,40 @@ fn nearest(error: Error, name: &str, known: &[&str]) -> Error {
             let names: Vec<_> = known.iter().take(12).map(|it| format!("`{it}`")).collect();
             error.with_hint(format!("there are {}{more}", names.join(", ")))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// What is selected of two blocks, one of which names its target, in a project with a GPU that `targets` leaves out.
+    fn selected(blocks: &[&str], target: Option<&str>) -> Result<String, Error> {
+        let folder = tempfile::tempdir()?;
+        let matmul = "kind = \"matmul\"\nm = 4\nn = 4\nk = 4\n";
+        let text = format!(
+            "[project]\nname = \"p\"\n[target.gpu]\nbackend = \"gpu\"\n[block.free]\n{matmul}\
+             [block.bound]\n{matmul}targets = [\"cpu\"]\n"
+        );
+        fs::write(folder.path().join(PROJECT_FILE), text)?;
+        let project = load(folder.path())?;
+        let blocks = blocks.iter().map(|it| (*it).to_owned()).collect();
+        let selection = Selection { blocks, target: target.map(str::to_owned), group: None };
+        let titles: Vec<_> = select(&project, &selection)?.iter().map(Chosen::title).collect();
+        Ok(titles.join(" "))
+    }
+
+    #[test]
+    fn a_target_that_a_plain_build_leaves_out_is_built_for_when_it_is_named() {
+        let of = |blocks: &[&str], target| selected(blocks, target).unwrap();
+        assert_eq!(of(&[], None), "free@cpu bound@cpu");
+        assert_eq!(of(&["*"], None), "free@cpu bound@cpu");
+        assert_eq!(of(&[], Some("gpu")), "free@gpu");
+        assert_eq!(of(&["free"], Some("gpu")), "free@gpu");
+        assert_eq!(of(&["free@gpu"], None), "free@gpu");
+        assert_eq!(of(&["*@*"], None), "free@cpu free@gpu bound@cpu");
+        assert_eq!(selected(&["bound@gpu"], None).unwrap_err().code(), crate::cli::error::Outcome::Input);
+        assert_eq!(selected(&[], Some("tpu")).unwrap_err().code(), crate::cli::error::Outcome::Input);
     }
 }

@@ -154,13 +154,13 @@ impl<'a> Block<'a> {
     /// The audit that the last build's failed verification left in `out/`, if it is still of this block's plan and object,
     /// judged by this kforge on this machine: a step that failed has no record, and would fail again.
     fn rejected(&self) -> Option<Audit> {
-        let Opened { store, blocks, cpu, rules, .. } = self.opened;
+        let Opened { store, blocks, rules, .. } = self.opened;
         let block = blocks.get(self.subject)?;
         let folder = store.out(&format!("{}@{}", block.name, block.target));
         let audit: Audit = self.read(out::copied_from(&folder, "audit.json")?)?;
         let current = audit.object == self.output(StepKind::Compile, blob::OBJECT)
             && Some(audit.plan_digest) == self.output(StepKind::Plan, blob::PLAN)
-            && audit.device.fingerprint == cpu.fingerprint()
+            && audit.device.fingerprint == block.device.fingerprint()
             && audit.recipes.verify == recipe::VERIFY
             && (&audit.workload.spec, audit.threads, audit.seed) == (&block.spec, block.threads, Some(rules.seed));
         (current && !audit.accepted()).then_some(audit)

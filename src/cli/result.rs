@@ -26,10 +26,14 @@ pub fn outcome(built: &Built) -> Outcome {
     if built.interrupted {
         Outcome::Interrupted
     } else if built.failed() > 0 {
-        // A step that could not read or write is no judgement on what it was to make.
-        let is_io =
-            |it: &StepResult| matches!(it, StepResult::Failed { failure, .. } if failure.kind == FailureKind::Io);
-        if built.results.iter().filter(|it| is_io(it)).count() == built.failed() {
+        // A step that could not read or write, or had no device, is no judgement on what it was to make.
+        let environment = |it: &&StepResult| match it {
+            StepResult::Failed { failure, .. } => {
+                matches!(failure.kind, FailureKind::Io | FailureKind::DeviceUnavailable)
+            }
+            _ => false,
+        };
+        if built.results.iter().filter(environment).count() == built.failed() {
             Outcome::Environment
         } else {
             Outcome::StepFailed

@@ -9,6 +9,8 @@ use super::{
 };
 use crate::{
     build::graph::StepKind,
+    half,
+    host::Device,
     protocol::{ActionKind, blob},
 };
 use serde::Deserialize;
@@ -43,7 +45,10 @@ pub struct Args {
 pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
     let selection = Selection { blocks: vec![args.block.clone()], ..Selection::default() };
     let opened = Opened::open(directory, &selection)?;
-    project::only(&opened.blocks, &args.block)?;
+    project::only(
+        &opened.blocks.iter().map(|it| format!("{}@{}", it.name, it.target)).collect::<Vec<_>>(),
+        &args.block,
+    )?;
     let verify = opened.step(0, StepKind::Verify).ok_or_else(|| Error::input("the block has no kernel"))?;
     let outputs = match build::bring_up_to_date(&opened, verify.id)? {
         Wanted::Built(outputs) => outputs,
@@ -58,8 +63,14 @@ pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
             fs::read(path).map_err(|error| Error::input(format!("cannot read `{}`: {error}", path.display())))?;
         inputs.insert(blob::TENSORS.to_owned(), asker.cas.put(&bytes)?);
     }
-    let block = opened.blocks[0].spec.clone();
-    let action = ActionKind::Run { block, threads: verify.threads, seed: args.seed, stages: args.stages };
+    let block = &opened.blocks[0];
+    let action = ActionKind::Run {
+        block: block.spec.clone(),
+        device: Device::clone(&block.device),
+        threads: verify.threads,
+        seed: args.seed,
+        stages: args.stages,
+    };
     let bytes = asker.with(|asked| {
         let outputs = asked.action(action, inputs, StepKind::Benchmark)?;
         asked.bytes(&outputs, blob::TENSORS)
@@ -90,11 +101,12 @@ struct Summary {
     first: Vec<f32>,
 }
 
-/// The f32 tensors in a safetensors file (<https://github.com/huggingface/safetensors#format>): the length of a JSON header in
+/// The tensors in a safetensors file, of f32 or f16 (<https://github.com/huggingface/safetensors#format>): the length of a JSON header in
 /// 8 bytes, little-endian, the header, the data.
 fn tensors(bytes: &[u8]) -> Result<Vec<Summary>, String> {
     #[derive(Deserialize)]
     struct Entry {
+        dtype: String,
         shape: Vec<usize>,
         data_offsets: (usize, usize),
     }
@@ -106,10 +118,14 @@ fn tensors(bytes: &[u8]) -> Result<Vec<Summary>, String> {
         serde_json::from_slice(header).map_err(|error| error.to_string())?;
     header.remove("__metadata__");
     let summary = |(name, entry)| {
-        let Entry { shape, data_offsets: (begin, end) } =
+        let Entry { dtype, shape, data_offsets: (begin, end) } =
             serde_json::from_value(entry).map_err(|error| error.to_string())?;
         let data = data.get(begin..end).ok_or_else(short)?;
-        let values: Vec<f32> = data.as_chunks::<4>().0.iter().map(|it| f32::from_le_bytes(*it)).collect();
+        let values: Vec<f32> = match dtype.as_str() {
+            "F32" => data.as_chunks::<4>().0.iter().map(|it| f32::from_le_bytes(*it)).collect(),
+            "F16" => data.as_chunks::<2>().0.iter().map(|it| half::widen(u16::from_le_bytes(*it))).collect(),
+            other => return Err(format!("tensor `{name}` is {other}")),
+        };
         let mean = values.iter().map(|it| f64::from(*it)).sum::<f64>() / values.len().max(1) as f64;
         let (min, max) = values.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |it, v| (it.0.min(*v), it.1.max(*v)));
         Ok(Summary { name, shape, min, max, mean, first: values.into_iter().take(3).collect() })
@@ -147,6 +163,20 @@ mod tests {
         let tensors = tensors(&file).unwrap();
         let (shape, first) = (vec![1, 2], vec![1.0, 3.0]);
         assert_eq!(tensors, [Summary { name: "y".to_owned(), shape, min: 1.0, max: 3.0, mean: 2.0, first }]);
+    }
+
+    #[test]
+    fn a_tensor_of_halves_is_summed_up_and_one_of_bytes_is_refused() {
+        let file = |dtype: &str| {
+            let header = format!(r#"{{"y":{{"dtype":"{dtype}","shape":[2],"data_offsets":[0,4]}}}}"#);
+            let mut file = (header.len() as u64).to_le_bytes().to_vec();
+            file.extend_from_slice(header.as_bytes());
+            file.extend([0x3c00u16, 0xc000].iter().flat_map(|it| it.to_le_bytes()));
+            file
+        };
+        let found = tensors(&file("F16")).unwrap();
+        assert_eq!((found[0].first.as_slice(), found[0].mean), (&[1.0, -2.0][..], -0.5));
+        assert_eq!(tensors(&file("U8")), Err("tensor `y` is U8".to_owned()));
     }
 
     #[test]

@@ -12,8 +12,8 @@ use crate::{
         engine::{action, worker::Request},
         graph::{BlockTarget, StepKind},
         report::{model::Verification, terminal},
+        search::templates,
     },
-    host::CpuFacts,
     manifest::{error::SourceFile, spec::Origin},
     plan::{Plan, read, stage::StageGraph},
     protocol::{
@@ -46,9 +46,9 @@ pub struct Args {
     /// The block that the plan is for
     #[arg(long, value_name = "BLOCK[@TARGET]")]
     block: String,
-    /// Judge this text of the generated MLIR (a build's kernel.mlir, perhaps edited) instead of what the generator makes of
-    /// the plan. Its code is run
-    #[arg(long, value_name = "FILE.mlir")]
+    /// Judge this text of the generated code (a build's kernel.mlir, for a GPU its kernel.wgsl, perhaps edited) instead of what
+    /// the generator makes of the plan. It is run
+    #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// Longest that the gates may take; a build gives them 900 seconds
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
@@ -63,19 +63,24 @@ pub struct Args {
 
 pub fn main(directory: &Path, args: Args) -> Result<Outcome, Error> {
     let project = project::load(directory)?;
-    let (block, origins) = project::block_target_of(&project, &args.block)?;
-    let (plan, plan_bytes) = read_plan(directory, &args.plan, &block)?;
-    let kernel = args.kernel.as_ref().map(|path| read_kernel(directory, path)).transpose()?;
     // The project is only asked what the block is: whatever comes of a stranger's plan is kept nowhere.
     let folder = tempfile::tempdir()?;
     let asker = Asker::new(folder.path())?;
+    let finder = asker.finder();
+    let (block, origins) = project::block_target_of(&project, &args.block, &finder)?;
+    let (plan, plan_bytes) = read_plan(directory, &args.plan, &block)?;
+    let shaders = templates::of_plan(&plan, &project.shaders).map_err(|it| {
+        let hint = it.hint();
+        Error::input(format!("{}: {it}", args.plan.display())).with_hint(hint)
+    })?;
+    let kernel = args.kernel.as_ref().map(|path| read_kernel(directory, path)).transpose()?;
     let trial = Trial {
         block: &block,
         origins: &origins,
         plan: &plan,
         plan_bytes: &plan_bytes,
         kernel: kernel.as_deref().map(|it| it.text.as_bytes()),
-        cpu: &CpuFacts::detect(),
+        shaders,
         timeout: args.timeout.map(Duration::from_secs),
         seed: args.seed,
         corpus: &project.cases,
@@ -151,7 +156,8 @@ struct Trial<'a> {
     plan_bytes: &'a [u8],
     /// The MLIR to judge instead of the generated.
     kernel: Option<&'a [u8]>,
-    cpu: &'a CpuFacts,
+    /// The project's own templates that the plan uses.
+    shaders: BTreeMap<String, String>,
     timeout: Option<Duration>,
     seed: Option<u64>,
     corpus: &'a [Case],
@@ -160,7 +166,7 @@ struct Trial<'a> {
 impl Trial<'_> {
     /// `ir -> compile -> verify`. The failure is that of a rejected kernel; whatever else goes wrong is an error.
     fn judge(&self, asked: &mut Asked<'_>, asker: &Asker) -> Result<(Audit, Option<Failure>), Error> {
-        let BlockTarget { name, spec, passes, threads, .. } = self.block;
+        let BlockTarget { name, spec, passes, threads, device, .. } = self.block;
         let (block, passes, origins) = (spec.clone(), passes.clone(), self.origins.clone());
         let ir = ActionKind::Ir { name: name.clone(), block: block.clone(), passes, origins };
         let mut inputs = asked.action(ir, Blobs::new(), StepKind::Ir)?;
@@ -170,10 +176,10 @@ impl Trial<'_> {
         if let Some(text) = self.kernel {
             inputs.insert(blob::LOWERED.to_owned(), asker.cas.put(text)?);
         }
-        let (plan, cpu, threads) = (self.plan, self.cpu, *threads);
+        let (plan, device, threads) = (self.plan, &**device, *threads);
         let mut subject =
-            Subject { plan, plan_digest, block: spec, stages: &stages, object: None, cpu, threads, seed: None };
-        let compile = ActionKind::Compile { cpu: cpu.clone() };
+            Subject { plan, plan_digest, block: spec, stages: &stages, object: None, device, threads, seed: None };
+        let compile = ActionKind::Compile { device: device.clone(), shaders: self.shaders.clone() };
         match attempt(asked, compile, &inputs, action::limits(StepKind::Compile))? {
             Ok(outputs) => inputs.extend(outputs),
             Err((failure, wall)) => return rejected(&subject, failure, wall),
@@ -186,7 +192,7 @@ impl Trial<'_> {
         if let Some(timeout) = self.timeout {
             limits.wall_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         }
-        let verify = ActionKind::Verify { block, cpu: cpu.clone(), threads, seed, corpus: self.corpus.to_vec() };
+        let verify = ActionKind::Verify { block, device: device.clone(), threads, seed, corpus: self.corpus.to_vec() };
         match attempt(asked, verify, &inputs, limits)? {
             Ok(outputs) => Ok((asked.value(&outputs, blob::AUDIT)?, None)),
             Err((failure, _)) if failure.outputs.contains_key(blob::AUDIT) => {
@@ -201,6 +207,7 @@ impl Trial<'_> {
 type Attempt = Result<Blobs, (Failure, Duration)>;
 
 fn attempt(asked: &mut Asked<'_>, kind: ActionKind, inputs: &Blobs, limits: Limits) -> Result<Attempt, Error> {
+    let limits = action::with_driver(limits, &kind);
     let request = Request { kind, inputs: inputs.clone(), limits };
     let start = Instant::now();
     let result = asked.seat.execute(&request)?;

@@ -3,10 +3,13 @@
 use super::error::Error;
 use crate::{
     build::engine::{
-        action, interrupt,
+        action,
+        devices::{self, Finder},
+        interrupt,
         worker::{Leash, Request, Seat, Toolchain},
     },
     build::graph::StepKind,
+    host::CpuFacts,
     protocol::{ActionKind, Blobs, Failure, FailureKind},
     store::cas::Cas,
 };
@@ -34,6 +37,15 @@ impl Asker {
         &self.leash
     }
 
+    /// Finds devices and remembers none.
+    pub fn finder(&self) -> Finder<'_> {
+        let probe = || {
+            let _guard = interrupt::guard(&self.leash);
+            devices::probe(&self.toolchain, &self.leash, &self.cas)
+        };
+        Finder::new(CpuFacts::detect(), probe)
+    }
+
     pub fn toolchain(&self) -> &Toolchain {
         &self.toolchain
     }
@@ -53,7 +65,8 @@ pub struct Asked<'a> {
 impl Asked<'_> {
     /// Does one action under the limits of a step of kind `like`.
     pub fn action(&mut self, kind: ActionKind, inputs: Blobs, like: StepKind) -> Result<Blobs, Error> {
-        let request = Request { kind, inputs, limits: action::limits(like) };
+        let limits = action::with_driver(action::limits(like), &kind);
+        let request = Request { kind, inputs, limits };
         Ok(self.seat.execute(&request)??.outputs)
     }
 

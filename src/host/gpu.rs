@@ -127,6 +127,11 @@ impl GpuFacts {
         self.features.contains(&feature)
     }
 
+    /// The name as lists and reports show it: `llvmpipe (software)`.
+    pub fn shown(&self) -> String {
+        if self.software() { format!("{} (software)", self.name) } else { self.name.clone() }
+    }
+
     pub fn software(&self) -> bool {
         self.kind == GpuKind::Software
     }
@@ -139,9 +144,12 @@ impl GpuFacts {
         }
     }
 
-    /// The matrix product of a subgroup on f16 operands with an f32 accumulator.
+    /// The largest square matrix product of a subgroup on f16 operands with an f32 accumulator: WGSL knows no other. Devices list
+    /// others too (an H100 first one of 16x8x8).
     pub fn cooperative_f16(&self) -> Option<CooperativeShape> {
-        self.cooperative.iter().copied().find(|it| it.operand_bits == 16 && it.accumulator_bits == 32)
+        let half = |it: &CooperativeShape| it.operand_bits == 16 && it.accumulator_bits == 32;
+        let square = |it: &CooperativeShape| it.m == it.n && it.n == it.k;
+        self.cooperative.iter().copied().filter(|it| half(it) && square(it)).max_by_key(|it| it.k)
     }
 }
 

@@ -104,6 +104,7 @@ impl Declared {
                 group: text("group"),
                 spec,
                 targets: if targets.is_empty() { default_targets.to_vec() } else { targets.clone() },
+                own_targets: !targets.is_empty(),
                 pipeline: text("pipeline").unwrap_or_else(|| DEFAULT.to_owned()),
                 tuning: text("tuning").unwrap_or_else(|| DEFAULT.to_owned()),
                 origins: self.origins(&picks),
@@ -193,7 +194,10 @@ fn spec(kind: Kind, fields: &Fields, picks: &[Pick]) -> Option<BlockSpec> {
         let activation = activation.unwrap_or(Activation::GeluTanh);
         Some(MlpSpec { d_model: size("d-model")?, d_ff: size("d-ff")?, activation, gated: flag("gated", false), bias })
     };
-    let dtype = Dtype::F32;
+    let dtype = match &picks.iter().find(|it| it.key == "dtype").map(|it| &it.item) {
+        Some(Item::Text(name)) => Dtype::from_name(name)?,
+        _ => Dtype::F32,
+    };
     Some(match kind {
         Kind::Transformer => {
             BlockSpec::Transformer { rows: rows()?, attention: attention()?, norm, mlp: mlp()?, dtype }

@@ -36,6 +36,8 @@ pub enum ProblemKind {
     NothingMatches { pattern: String },
     #[error("`{pattern}` is not a file pattern: {reason}")]
     BadPattern { pattern: String, reason: String },
+    #[error("`{key}` is not a pattern: {reason}")]
+    BadGlob { key: String, reason: String },
     #[error("`{path}` is outside the project")]
     OutsideProject { path: String, resolved: Option<String> },
     #[error("this is no regression corpus: {message}")]
@@ -51,6 +53,10 @@ pub enum ProblemKind {
     UnknownKey { place: String, key: String, known: Vec<&'static str> },
     #[error("a block of kind `{kind}` does not take the key `{key}`")]
     KeyOfOtherKind { kind: &'static str, key: String, known: Vec<&'static str> },
+    #[error("a target of the backend `{backend}` does not take the key `{key}`")]
+    KeyOfOtherBackend { backend: &'static str, key: &'static str, owner: &'static str },
+    #[error("`{path}` replaces no built-in shader template")]
+    NoTemplate { path: String, known: Vec<&'static str> },
     #[error("`[{table}]` belongs in `kernelforge.toml`")]
     ProjectTable { table: String },
     #[error("{place} lacks {}", list(missing))]
@@ -102,7 +108,7 @@ impl ProblemKind {
             K::NotUtf8 { .. } => "manifest::not-utf8",
             K::Syntax { .. } => "manifest::syntax",
             K::NothingMatches { .. } => "manifest::nothing-matches",
-            K::BadPattern { .. } => "manifest::bad-pattern",
+            K::BadPattern { .. } | K::BadGlob { .. } => "manifest::bad-pattern",
             K::OutsideProject { .. } => "manifest::outside-project",
             K::NoCorpus { .. } => "manifest::no-corpus",
             K::CorpusVersion { .. } => "manifest::corpus-version",
@@ -110,6 +116,8 @@ impl ProblemKind {
             K::NoBlocks => "manifest::no-blocks",
             K::UnknownKey { .. } => "manifest::unknown-key",
             K::KeyOfOtherKind { .. } => "manifest::key-of-other-kind",
+            K::KeyOfOtherBackend { .. } => "manifest::key-of-other-backend",
+            K::NoTemplate { .. } => "manifest::no-template",
             K::ProjectTable { .. } => "manifest::project-table",
             K::Missing { .. } => "manifest::missing-key",
             K::WrongType { .. } => "manifest::wrong-type",
@@ -136,6 +144,7 @@ impl ProblemKind {
         match self {
             K::UnknownKey { .. } => "unknown key".to_owned(),
             K::KeyOfOtherKind { kind, .. } => format!("not a key of `{kind}`"),
+            K::KeyOfOtherBackend { owner, .. } => format!("a key of `{owner}`"),
             K::Missing { .. } => "this table".to_owned(),
             K::WrongType { found, .. } => found.to_string(),
             K::OutOfRange { .. } | K::LongList { .. } => "out of range".to_owned(),
@@ -162,7 +171,7 @@ impl ProblemKind {
     fn help(&self) -> Option<String> {
         Some(match self {
             K::NoProject { .. } => "`kforge init` makes one".to_owned(),
-            K::Unreadable { .. } | K::BadPattern { .. } => return None,
+            K::Unreadable { .. } | K::BadPattern { .. } | K::BadGlob { .. } => return None,
             K::TooLarge { .. } => "generated content belongs elsewhere: a manifest only declares blocks".to_owned(),
             K::NotUtf8 { .. } => "save the file as UTF-8".to_owned(),
             K::Syntax { .. } => "the syntax is described at https://toml.io".to_owned(),
@@ -185,6 +194,15 @@ impl ProblemKind {
                     .to_owned()
             }
             K::UnknownKey { key, known, .. } | K::KeyOfOtherKind { key, known, .. } => suggest(key, known, "its keys"),
+            K::KeyOfOtherBackend { backend, .. } => {
+                let others = super::schema::BACKEND_KEYS.iter().filter(|it| it.1 == *backend);
+                let keys: Vec<_> = ["backend"].into_iter().chain(others.map(|it| it.0)).collect();
+                format!("its keys: {}", list(&keys))
+            }
+            K::NoTemplate { path, known } => {
+                let name = path.rsplit('/').next().unwrap_or(path);
+                suggest(name, known, "the templates that a project may replace")
+            }
             K::ProjectTable { .. } => "a workload file has `[block.NAME]` tables only".to_owned(),
             K::Missing { .. } => format!("add {}", self.missing_lines()?),
             K::WrongType { .. } => return None,

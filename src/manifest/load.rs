@@ -5,6 +5,7 @@ use super::{
     PROJECT_FILE, Project, ProjectErrors, Sources, corpus,
     error::{At, MAX_FILE, Problem, ProblemKind, SourceFile, shown},
     resolve::{Pattern, Resolver},
+    shaders,
 };
 use crate::{facts::Facts, protocol::corpus::Case};
 use globset::{GlobBuilder, GlobMatcher};
@@ -62,6 +63,7 @@ fn load_from(root: &Path, sources: &mut Sources) -> Result<Project, ProjectError
             resolver.corpus_file(path, corpus.as_ref(), &mut problems);
         }
     }
+    shaders::load(&root, sources, &mut resolver, &mut problems);
     resolver.finish(root, files, &file, problems)
 }
 
@@ -115,8 +117,8 @@ pub fn load_corpus(path: &Path) -> Result<Vec<Case>, ProjectErrors> {
     corpus::read(&file).map_err(refuse)
 }
 
-/// Reads one manifest file of the project.
-fn read(root: &Path, path: &Path, sources: &mut Sources) -> Result<Arc<SourceFile>, ProblemKind> {
+/// Reads one file of the project.
+pub fn read(root: &Path, path: &Path, sources: &mut Sources) -> Result<Arc<SourceFile>, ProblemKind> {
     let read = read_inside(root, path);
     match &read {
         Ok((file, facts)) => sources.file(path, *facts, file.text.as_bytes()),
@@ -164,7 +166,7 @@ fn read_file(path: &Path, name: String) -> Result<(Arc<SourceFile>, Facts), Prob
 }
 
 /// The path as messages and origins show it.
-fn slashes(path: &Path) -> String {
+pub fn slashes(path: &Path) -> String {
     shown(&path.iter().map(|it| it.to_string_lossy()).collect::<Vec<_>>().join("/"))
 }
 

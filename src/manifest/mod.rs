@@ -2,7 +2,7 @@
 //!
 //! [`schema`] is one table of keys: what each table takes, of which type and range, and why. The checks ([`table`]), the
 //! suggestions and the JSON Schema that editors use are all read from it, so they cannot disagree. [`load`] reads files and
-//! globs, [`resolve`] and [`block`] turn checked tables into values, [`error`] says what is wrong and where.
+//! globs, [`shaders`] the project's own shader templates, [`resolve`] and [`block`] turn checked tables into values, [`error`] says what is wrong and where.
 //!
 //! A manifest is data: loading one starts nothing and writes nothing. All problems of a project are found in one run; a
 //! project with any problem is not returned at all.
@@ -13,6 +13,7 @@ pub mod error;
 mod load;
 mod resolve;
 pub mod schema;
+mod shaders;
 pub mod sources;
 pub mod spec;
 mod syntax;
@@ -56,6 +57,8 @@ pub struct Project {
     pub corpus: Option<PathBuf>,
     /// What it has.
     pub cases: Vec<Case>,
+    /// The project's own shader templates, by file name; each replaces the built-in one of that name.
+    pub shaders: BTreeMap<String, String>,
     /// In the order of the files and of the declarations in them; the instances of a list in the list's order.
     pub blocks: Vec<BlockInstance>,
 }
@@ -72,6 +75,8 @@ pub struct BlockInstance {
     pub spec: BlockSpec,
     /// Keys of [`Project::targets`], never empty.
     pub targets: Vec<String>,
+    /// The block names its targets itself: it is built for no other, whatever is asked for.
+    pub own_targets: bool,
     /// A key of [`Project::pipelines`].
     pub pipeline: String,
     /// A key of [`Project::tunings`].
@@ -94,14 +99,44 @@ pub struct Cache {
 pub struct Target {
     pub name: String,
     pub backend: Backend,
-    /// Threads that run the block; 1..=1024, and at most the machine's cores when it is measured.
-    pub threads: usize,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+/// What runs the kernels of a target, with the keys that only it has.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case")]
 pub enum Backend {
-    Cpu,
+    Cpu {
+        /// That run the block; 1..=1024, and at most the machine's cores when it is measured.
+        threads: usize,
+    },
+    /// `gpu` in the manifest, or its aliases `metal` and `mps`: there is one GPU backend, and the driver says what it is.
+    Gpu {
+        /// Which adapter: a glob on its name, upper and lower case alike.
+        adapter: String,
+        /// The softmax of attention on the CPU, between two dispatches, as the original tool did.
+        hybrid_softmax: bool,
+    },
+}
+
+impl Backend {
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Cpu { .. } => "cpu",
+            Self::Gpu { .. } => "gpu",
+        }
+    }
+
+    /// Threads of the CPU that run the block.
+    pub const fn threads(&self) -> usize {
+        match self {
+            Self::Cpu { threads } => *threads,
+            Self::Gpu { .. } => 1,
+        }
+    }
+
+    pub const fn hybrid_softmax(&self) -> bool {
+        matches!(self, Self::Gpu { hybrid_softmax: true, .. })
+    }
 }
 
 /// How a plan is found.

@@ -5,7 +5,7 @@ use super::{
     block::Declared,
     corpus,
     error::{At, Problem, ProblemKind, SourceFile, shown},
-    schema::Place,
+    schema::{BACKEND_KEYS, Place},
     spec::Pass,
     syntax::parse,
     table::{self, Fields},
@@ -40,6 +40,7 @@ pub struct Resolver {
     blocks: Vec<Declared>,
     corpus: Option<PathBuf>,
     cases: Vec<Case>,
+    shaders: BTreeMap<String, String>,
     /// The project file is not TOML: nothing is known about what it declares.
     unclear: bool,
 }
@@ -64,8 +65,8 @@ impl Resolver {
                 }
                 "target" => named(file, "target", table, problems, |name, at, table, problems| {
                     let fields = table::read(file, &Place::Target(name.clone()), at, table, problems);
-                    let threads = fields.size("threads").unwrap_or(1);
-                    self.targets.insert(name.clone(), Target { name, backend: Backend::Cpu, threads });
+                    let backend = backend(file, &fields, problems);
+                    self.targets.insert(name.clone(), Target { name, backend });
                 }),
                 "pipeline" => named(file, "pipeline", table, problems, |name, at, table, problems| {
                     let fields = table::read(file, &Place::Pipeline(name.clone()), at, table, problems);
@@ -106,6 +107,11 @@ impl Resolver {
             Some(Err(problem)) => problems.push(problem),
             None => {}
         }
+    }
+
+    /// Takes in a shader template of the project.
+    pub fn shader(&mut self, name: String, file: &SourceFile) {
+        self.shaders.insert(name, file.text.clone());
     }
 
     pub fn workload_file(&mut self, file: &Arc<SourceFile>, problems: &mut Vec<Problem>) {
@@ -156,13 +162,26 @@ impl Resolver {
             return Err(ProjectErrors::new(problems));
         }
         let cache = Cache { max_size: self.cache.bytes("max-size") };
-        let Self { name, targets, pipelines, tunings, corpus, cases, .. } = self;
-        Ok(Project { root, name, files, targets, default_targets, pipelines, tunings, cache, corpus, cases, blocks })
+        let Self { name, targets, pipelines, tunings, corpus, cases, shaders, .. } = self;
+        Ok(Project {
+            root,
+            name,
+            files,
+            targets,
+            default_targets,
+            pipelines,
+            tunings,
+            cache,
+            corpus,
+            cases,
+            shaders,
+            blocks,
+        })
     }
 
     fn add_defaults(&mut self) {
         let name = || DEFAULT.to_owned();
-        let target = Target { name: DEFAULT_TARGET.to_owned(), backend: Backend::Cpu, threads: 1 };
+        let target = Target { name: DEFAULT_TARGET.to_owned(), backend: Backend::Cpu { threads: 1 } };
         self.targets.entry(target.name.clone()).or_insert(target);
         self.pipelines.entry(name()).or_insert_with(|| Pass::ALL.to_vec());
         self.tunings.entry(name()).or_insert_with(|| Tuning { name: name(), strategy: Strategy::Heuristic });
@@ -234,6 +253,28 @@ fn as_table<'a, 'i>(
         problems.push(Problem::at(kind, file, key.span()));
     }
     table
+}
+
+/// The backend that a target's fields describe. A key of another backend is a problem at the key.
+fn backend(file: &Arc<SourceFile>, fields: &Fields, problems: &mut Vec<Problem>) -> Backend {
+    let backend = match fields.text("backend") {
+        // `metal` and `mps` are what the original tool called it.
+        Some("gpu" | "metal" | "mps") => Backend::Gpu {
+            adapter: fields.text("adapter").unwrap_or("*").to_owned(),
+            hybrid_softmax: fields.flag("hybrid-softmax").unwrap_or(false),
+        },
+        // Also where the key is missing or wrong, which is told already.
+        _ => Backend::Cpu { threads: fields.size("threads").unwrap_or(1) },
+    };
+    if fields.get("backend").is_some() {
+        for (key, owner) in BACKEND_KEYS.into_iter().filter(|it| it.1 != backend.name()) {
+            if let Some(field) = fields.get(key) {
+                let kind = ProblemKind::KeyOfOtherBackend { backend: backend.name(), key, owner };
+                problems.push(Problem::at(kind, file, field.key.clone()));
+            }
+        }
+    }
+    backend
 }
 
 /// Reads each `[what.NAME]`.

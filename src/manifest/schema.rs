@@ -92,6 +92,8 @@ pub enum Accepts {
     Passes,
     /// A list of file patterns, possibly none.
     Patterns,
+    /// A glob on the name of something outside the project.
+    Glob,
     /// A file of the project.
     File,
     /// A number of bytes with a unit, in a string: `"20 GiB"`.
@@ -146,7 +148,7 @@ impl Accepts {
             Self::References => json!({ "type": "array", "items": { "type": "string" }, "minItems": 1 }),
             Self::Passes => json!({ "type": "array", "items": { "enum": PASSES } }),
             Self::Patterns => json!({ "type": "array", "items": { "type": "string" } }),
-            Self::File => json!({ "type": "string" }),
+            Self::File | Self::Glob => json!({ "type": "string" }),
             Self::Bytes => json!({ "type": "string", "pattern": BYTES_PATTERN }),
         }
     }
@@ -215,12 +217,37 @@ const TARGET: &[(bool, Key)] = &[
         true,
         Key {
             name: "backend",
-            accepts: Accepts::Choice { names: &["cpu"], later: &["gpu", "metal", "mps"] },
-            doc: "What runs the kernels.",
+            accepts: Accepts::Choice { names: BACKENDS, later: &[] },
+            doc: "What runs the kernels. `metal` and `mps` are other names for `gpu`.",
         },
     ),
-    (false, Key { name: "threads", accepts: Accepts::Threads, doc: "Threads that run a block. Default: 1." }),
+    (
+        false,
+        Key { name: "threads", accepts: Accepts::Threads, doc: "`cpu` only: threads that run a block. Default: 1." },
+    ),
+    (
+        false,
+        Key {
+            name: "adapter",
+            accepts: Accepts::Glob,
+            doc: "`gpu` only: which GPU, a pattern for its name (`*H200*`), upper and lower case alike. A real one that matches is taken before a software one, a discrete one before an integrated one. Default: `*`.",
+        },
+    ),
+    (
+        false,
+        Key {
+            name: "hybrid-softmax",
+            accepts: Accepts::Flag,
+            doc: "`gpu` only: the softmax of attention runs on the CPU, between two dispatches. Default: false.",
+        },
+    ),
 ];
+
+/// The values of `backend`; those after the second are aliases of it.
+const BACKENDS: &[&str] = &["cpu", "gpu", "metal", "mps"];
+
+/// The keys that only targets of one backend take, with the backend.
+pub const BACKEND_KEYS: [(&str, &str); 3] = [("threads", "cpu"), ("adapter", "gpu"), ("hybrid-softmax", "gpu")];
 
 const PIPELINE: &[(bool, Key)] = &[(
     true,
@@ -403,8 +430,8 @@ const BLOCK: &[BlockKey] = &[
     BlockKey {
         key: Key {
             name: "dtype",
-            accepts: Accepts::Choices { names: &["f32"] },
-            doc: "How activations and weights are stored. A list makes one instance for each. Default: `f32`.",
+            accepts: Accepts::Choices { names: &["f32", "f16"] },
+            doc: "How activations and weights are stored; sums are f32. A list makes one instance for each. Default: `f32`.",
         },
         required: &[],
         optional: ANY,
@@ -422,7 +449,7 @@ const BLOCK: &[BlockKey] = &[
         key: Key {
             name: "targets",
             accepts: Accepts::References,
-            doc: "What the block is built for. Default: the project's `targets`.",
+            doc: "What the block is built for, and nothing else. Default: the project's `targets`, or what `--target` and `BLOCK@TARGET` ask for.",
         },
         required: &[],
         optional: ANY,
@@ -510,7 +537,7 @@ pub fn schema() -> Value {
         "additionalProperties": false,
         "properties": {
             "project": fixed(Place::Project),
-            "target": named("What blocks are built for.", fixed(Place::Target(String::new()))),
+            "target": named("What blocks are built for.", target_schema()),
             "pipeline": named("Passes over the IR.", fixed(Place::Pipeline(String::new()))),
             "tuning": named("How plans are found.", fixed(Place::Tuning(String::new()))),
             "cache": fixed(Place::Cache),
@@ -531,6 +558,21 @@ fn properties(keys: &[(bool, &'static Key)]) -> Value {
         (key.name.to_owned(), schema)
     };
     Value::Object(keys.iter().map(|it| property(it.1)).collect::<Map<_, _>>())
+}
+
+/// Every key of any target, then for each backend which of them it may have.
+fn target_schema() -> Value {
+    let by_backend = |backend: &str, names: &[&str]| {
+        let foreign = |key: &str| BACKEND_KEYS.iter().any(|it| it.0 == key && it.1 != backend);
+        let keys: Vec<_> = TARGET.iter().map(|it| it.1.name).filter(|it| !foreign(it)).collect();
+        json!({
+            "if": { "properties": { "backend": { "enum": names } }, "required": ["backend"] },
+            "then": { "propertyNames": { "enum": keys } },
+        })
+    };
+    let mut schema = table_schema(&Place::Target(String::new()).keys());
+    schema["allOf"] = json!([by_backend("cpu", &BACKENDS[..1]), by_backend("gpu", &BACKENDS[1..])]);
+    schema
 }
 
 /// Every key of any block, then for each kind which of them it must and may have.

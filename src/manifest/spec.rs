@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The storage type of activations and weights between stages; accumulation is always f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dtype {
     F32,
@@ -12,6 +12,8 @@ pub enum Dtype {
 }
 
 impl Dtype {
+    pub const ALL: [Self; 2] = [Self::F32, Self::F16];
+
     /// Bytes of one element.
     pub const fn bytes(self) -> usize {
         match self {
@@ -28,11 +30,31 @@ impl Dtype {
         }
     }
 
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|it| it.name() == name)
+    }
+
     /// Unit roundoff of a stored element (to nearest): half the distance of two neighbours of 1.
     pub const fn roundoff(self) -> f64 {
         match self {
             Self::F32 => 1.0 / (1u32 << 24) as f64,
             Self::F16 => 1.0 / (1u32 << 11) as f64,
+        }
+    }
+
+    /// The largest finite element.
+    pub const fn max(self) -> f32 {
+        match self {
+            Self::F32 => f32::MAX,
+            Self::F16 => crate::half::MAX,
+        }
+    }
+
+    /// The smallest positive element that is not subnormal.
+    pub const fn min_positive(self) -> f32 {
+        match self {
+            Self::F32 => f32::MIN_POSITIVE,
+            Self::F16 => crate::half::MIN_POSITIVE,
         }
     }
 }
@@ -146,6 +168,19 @@ pub enum BlockSpec {
 }
 
 impl BlockSpec {
+    /// How the block's activations and weights are stored.
+    pub const fn dtype(&self) -> Dtype {
+        match *self {
+            Self::Transformer { dtype, .. }
+            | Self::TransformerMicroblock { dtype, .. }
+            | Self::Microblock { dtype, .. }
+            | Self::Attention { dtype, .. }
+            | Self::Mlp { dtype, .. }
+            | Self::Matmul { dtype, .. }
+            | Self::LayerNorm { dtype, .. } => dtype,
+        }
+    }
+
     /// The manifest's name of the kind.
     pub const fn kind_name(&self) -> &'static str {
         match self {

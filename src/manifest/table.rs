@@ -6,6 +6,7 @@ use super::{
     schema::{Accepts, Key, MAX_LIST, MAX_NAME, MAX_SIZE, MAX_THREADS, PASSES, Place},
 };
 use bytesize::ByteSize;
+use globset::Glob;
 use std::{collections::BTreeMap, fmt, ops::Range, sync::Arc};
 use toml::{
     Spanned,
@@ -243,6 +244,14 @@ impl Reader<'_> {
                 Item::Text(it.to_string())
             }
             (Accepts::References | Accepts::Patterns | Accepts::File, DeValue::String(it)) => {
+                Item::Text(it.to_string())
+            }
+            (Accepts::Glob, DeValue::String(it)) => {
+                if let Err(error) = Glob::new(it) {
+                    let reason = error.kind().to_string();
+                    self.report(ProblemKind::BadGlob { key: self.key.name.to_owned(), reason }, span);
+                    return None;
+                }
                 Item::Text(it.to_string())
             }
             (Accepts::Bytes, DeValue::String(it)) => match it.parse::<ByteSize>() {

@@ -1,6 +1,6 @@
 //! Every mistake's whole message, as a user sees it, and what a good project resolves to.
 
-use super::*;
+use super::{spec::Dtype, *};
 use std::{fs, path::Path};
 use tempfile::TempDir;
 
@@ -92,7 +92,7 @@ messages! {
     a_block_without_a_kind_lacks_it => message_for("[block.t]\nseq = 8\n");
     an_unknown_kind_is_named_with_the_nearest => message_for("[block.t]\nkind = \"transfomer\"\nseq = 8\n");
     an_unknown_activation_is_named => message_for(&transformer("activation = \"swish\"\n"));
-    an_unknown_dtype_is_named => message_for(&transformer("dtype = \"f16\"\n"));
+    an_unknown_dtype_is_named => message_for(&transformer("dtype = \"bf16\"\n"));
 
     an_unknown_pass_is_named_with_the_nearest =>
         message_for_project("[project]\nname = \"demo\"\n[pipeline.default]\npasses = [\"fold-constants\", \"tile-matmuls\"]\n");
@@ -100,7 +100,12 @@ messages! {
     an_unknown_target_of_the_project_is_named => message_for_project("[project]\nname = \"demo\"\ntargets = [\"tpu\"]\n");
     an_unknown_pipeline_is_named => message_for(&transformer("pipeline = \"defualt\"\n"));
     an_unknown_tuning_is_named => message_for(&transformer("tuning = \"thorough\"\n"));
-    a_backend_to_come_is_not_available => message_for_project("[project]\nname = \"demo\"\n[target.gpu]\nbackend = \"gpu\"\n");
+    a_target_that_nobody_declared_is_named_even_if_it_is_gpu => message_for_project("[project]\nname = \"demo\"\ntargets = [\"gpu\"]\n");
+    an_unknown_backend_is_named => message_for_project("[project]\nname = \"demo\"\n[target.tpu]\nbackend = \"tpu\"\n");
+    a_key_of_another_backend_is_told_apart_from_an_unknown_one =>
+        message_for_project("[project]\nname = \"demo\"\n[target.gpu]\nbackend = \"gpu\"\nthreads = 4\n[target.cpu]\nadapter = \"*\"\nbackend = \"cpu\"\n");
+    an_adapter_that_is_no_pattern_is_underlined =>
+        message_for_project("[project]\nname = \"demo\"\n[target.gpu]\nbackend = \"gpu\"\nadapter = \"[H200\"\n");
     a_strategy_to_come_is_not_available => message_for_project("[project]\nname = \"demo\"\n[tuning.default]\nstrategy = \"evolutionary\"\n");
     a_name_that_is_no_file_name_is_refused => message_for(&format!("[block.\"../Up\"]\n{MATMUL}"));
 
@@ -120,6 +125,64 @@ messages! {
     a_project_without_blocks_is_refused => message(project(&[(PROJECT_FILE, "[project]\nname = \"demo\"\n")]).path());
     a_project_file_without_project_table_is_refused => message_for_project("");
     broken_syntax_is_underlined => message_for("[block.a\nkind = \"matmul\"\n[block.b]\nkind = = 3\n");
+}
+
+fn with_shaders(files: &[(&str, &[u8])]) -> TempDir {
+    let folder = project(&[(PROJECT_FILE, &format!("[project]\nname = \"demo\"\n[block.good]\n{MATMUL}"))]);
+    files.iter().for_each(|(name, content)| write(folder.path(), name, content));
+    folder
+}
+
+#[test]
+fn the_projects_own_templates_are_read_and_are_sources() {
+    let folder = with_shaders(&[
+        ("shaders/norm.wgsl", b"mine"),
+        ("shaders/.norm.wgsl.swp", b"an editor's"),
+        ("shaders/notes.txt", b"not a template"),
+    ]);
+    let (project, sources) = load_with_sources(folder.path());
+    assert_eq!(project.unwrap().shaders, BTreeMap::from([("norm.wgsl".to_owned(), "mine".to_owned())]));
+    let seen: Vec<_> = sources.seen.iter().map(|it| it.path.to_str().unwrap()).collect();
+    assert_eq!(seen, [PROJECT_FILE, "shaders", "shaders/norm.wgsl"]);
+    fs::write(folder.path().join("shaders/norm.wgsl"), "another").unwrap();
+    assert_eq!(sources.changed(&folder.path().canonicalize().unwrap()), [Path::new("shaders/norm.wgsl")]);
+    // That there are none is known as well: one that comes is looked at.
+    let (_, sources) = load_with_sources(with_shaders(&[]).path());
+    assert!(sources.seen.iter().any(|it| it.path == Path::new("shaders") && it.what == sources::Seen::Nothing));
+}
+
+#[test]
+fn a_template_that_replaces_none_is_named_with_those_that_could_be_meant() {
+    insta::assert_snapshot!(message(with_shaders(&[("shaders/nrom.wgsl", b"")]).path()));
+}
+
+#[test]
+fn a_template_is_read_under_the_limits_of_a_workload() {
+    let text = |content: &[u8]| message(with_shaders(&[("shaders/norm.wgsl", content)]).path());
+    assert!(text(b"na\xefve").contains("`shaders/norm.wgsl` is not UTF-8"));
+    assert!(text(&vec![b' '; 5 << 20]).contains("`shaders/norm.wgsl` has 5.0 MiB"));
+    let outside = with_shaders(&[("secret.wgsl", b"")]);
+    for link in ["shaders", "shaders/norm.wgsl"] {
+        let inside = with_shaders(if link == "shaders" { &[] } else { &[("shaders/math.wgsl", b"")] });
+        std::os::unix::fs::symlink(outside.path().join("secret.wgsl"), inside.path().join(link)).unwrap();
+        let text = render(&load(inside.path()).unwrap_err(), false, 200);
+        assert!(text.contains(&format!("`{link}` is outside the project")), "{text}");
+    }
+}
+
+#[test]
+fn all_names_of_the_gpu_backend_mean_the_same() {
+    let target = |keys: &str| {
+        let text = format!("[project]\nname = \"demo\"\n[target.it]\n{keys}[block.good]\n{MATMUL}");
+        load(project(&[(PROJECT_FILE, &text)]).path()).unwrap().targets["it"].backend.clone()
+    };
+    for name in ["gpu", "metal", "mps"] {
+        let plain = Backend::Gpu { adapter: "*".to_owned(), hybrid_softmax: false };
+        assert_eq!(target(&format!("backend = \"{name}\"\n")), plain);
+    }
+    let keys = "backend = \"mps\"\nadapter = \"*h200*\"\nhybrid-softmax = true\n";
+    assert_eq!(target(keys), Backend::Gpu { adapter: "*h200*".to_owned(), hybrid_softmax: true });
+    assert_eq!(target("backend = \"cpu\"\nthreads = 3\n"), Backend::Cpu { threads: 3 });
 }
 
 #[test]
@@ -206,14 +269,26 @@ fn colour_comes_only_when_asked_for() {
 
 #[test]
 fn lists_make_one_instance_for_each_combination() {
-    let text = transformer("seq = [1, 16]\nbatch = [2, 3]\ndtype = [\"f32\"]\ngroup = \"large\"\n");
+    let text = transformer("seq = [1, 16]\nbatch = [2, 3]\ndtype = [\"f32\", \"f16\"]\ngroup = \"large\"\n");
     let folder = project(&[(PROJECT_FILE, PROJECT), ("workloads/w.toml", &text)]);
     let project = load(folder.path()).unwrap();
     let names: Vec<_> = project.blocks.iter().map(|it| it.name.as_str()).collect();
-    assert_eq!(names, ["t-s1-b2-f32", "t-s1-b3-f32", "t-s16-b2-f32", "t-s16-b3-f32"]);
+    assert_eq!(
+        names,
+        [
+            "t-s1-b2-f32",
+            "t-s1-b2-f16",
+            "t-s1-b3-f32",
+            "t-s1-b3-f16",
+            "t-s16-b2-f32",
+            "t-s16-b2-f16",
+            "t-s16-b3-f32",
+            "t-s16-b3-f16"
+        ]
+    );
     assert!(project.blocks.iter().all(|it| it.declared == "t" && it.group.as_deref() == Some("large")));
-    let BlockSpec::Transformer { rows, .. } = project.blocks[2].spec else { panic!("{:?}", project.blocks[2]) };
-    assert_eq!((rows.batch, rows.seq), (2, 16));
+    let BlockSpec::Transformer { rows, dtype, .. } = project.blocks[5].spec else { panic!("{:?}", project.blocks[5]) };
+    assert_eq!((rows.batch, rows.seq, dtype), (2, 16, Dtype::F16));
     assert_eq!(project.files, [Path::new("kernelforge.toml"), Path::new("workloads/w.toml")]);
 }
 
@@ -229,7 +304,7 @@ fn target_pipeline_and_tuning_exist_without_being_declared() {
     let project = load(folder.path()).unwrap();
     assert_eq!(project.pipelines, BTreeMap::from([("default".to_owned(), Pass::ALL.to_vec())]));
     assert_eq!(project.tunings["default"].strategy, Strategy::Heuristic);
-    assert_eq!((project.targets["cpu"].backend, project.targets["cpu"].threads), (Backend::Cpu, 1));
+    assert_eq!(project.targets["cpu"].backend, Backend::Cpu { threads: 1 });
     assert_eq!(project.default_targets, ["cpu"]);
     assert_eq!(project.blocks[0].targets, ["cpu"]);
 }
@@ -310,7 +385,7 @@ fn every_optional_key_acts() {
         "gated" | "causal" => "true",
         "bias" | "qkv-bias" => "false",
         "rope-theta" => "10.0",
-        "dtype" => "[\"f32\"]",
+        "dtype" => "\"f16\"",
         "group" => "\"g\"",
         "targets" => "[\"other\"]",
         "pipeline" | "tuning" => "\"other\"",

@@ -4,9 +4,12 @@
 use super::{
     Plan,
     schedule::{AttentionSchedule, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, Schedule},
-    stage::{Stage, StageOp},
+    stage::{Stage, StageGraph, StageOp},
 };
-use crate::host::CpuFacts;
+use crate::{
+    host::{CpuFacts, Device},
+    manifest::spec::Dtype,
+};
 
 /// A knob outside its limits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -27,25 +30,51 @@ pub enum PlanError {
     Missing { stage: String, op: String },
     #[error("stage `{stage}` is a {op}: a {schedule} schedule does not fit it")]
     WrongKind { stage: String, op: String, schedule: String },
+    #[error(
+        "stage `{stage}` stores f16, which {model} cannot convert: it has no F16C instructions, and calling a library for every \
+         element would be slower than f32 by an order of magnitude"
+    )]
+    NoHalves { stage: String, model: String },
     #[error(transparent)]
     Violation(#[from] Violation),
 }
 
-/// The schedule that `stage` is generated with: the plan's where a pass asked for one, else the plain one; checked.
-pub fn resolve(stage: &Stage, plan: &Plan, cpu: &CpuFacts) -> Result<Schedule, PlanError> {
+/// The schedule that `stage` of `graph` is generated with: the plan's where a pass asked for one, else the plain one; checked.
+pub fn resolve(graph: &StageGraph, stage: &Stage, plan: &Plan, device: &Device) -> Result<Schedule, PlanError> {
+    let dtype = graph.tensor(stage.output).dtype;
     let schedule = if stage.scheduled {
         let missing = || PlanError::Missing { stage: stage.name.clone(), op: stage.op.name().to_owned() };
         plan.stages.get(&stage.name).ok_or_else(missing)?.clone()
     } else {
-        Schedule::plain(&stage.op, cpu.lanes)
+        Schedule::plain(&stage.op, dtype, device)
     };
-    check(stage, &schedule, cpu)?;
+    check(stage, dtype, &schedule, device)?;
     Ok(schedule)
 }
 
-/// Checks every constraint of `schedule` for `stage` on `cpu`.
-pub fn check(stage: &Stage, schedule: &Schedule, cpu: &CpuFacts) -> Result<(), PlanError> {
-    let knobs = Knobs { numbers: Numbers { stage: &stage.name }, cpu };
+/// Checks every constraint of `schedule` for `stage`, whose tensors have this type, on `device`.
+pub fn check(stage: &Stage, dtype: Dtype, schedule: &Schedule, device: &Device) -> Result<(), PlanError> {
+    match device {
+        Device::Cpu(cpu) => check_cpu(stage, dtype, schedule, cpu),
+        Device::Gpu(gpu) => super::gpu::check(stage, dtype, schedule, gpu),
+    }
+}
+
+/// `schedule` is of no kernel that computes `stage`.
+pub(super) fn wrong_kind(stage: &Stage, schedule: &Schedule) -> PlanError {
+    PlanError::WrongKind {
+        stage: stage.name.clone(),
+        op: stage.op.name().to_owned(),
+        schedule: schedule.name().to_owned(),
+    }
+}
+
+fn check_cpu(stage: &Stage, dtype: Dtype, schedule: &Schedule, cpu: &CpuFacts) -> Result<(), PlanError> {
+    if dtype == Dtype::F16 && !converts_halves(cpu) {
+        let (stage, model) = (stage.name.clone(), cpu.model.clone());
+        return Err(PlanError::NoHalves { stage, model });
+    }
+    let knobs = Knobs { stage: &stage.name, device: cpu };
     match (&stage.op, schedule) {
         (StageOp::Matmul { .. }, Schedule::Matmul(it)) => knobs.matmul("", it)?,
         (StageOp::Mlp { .. }, Schedule::Mlp(it)) => knobs.mlp(it)?,
@@ -62,23 +91,26 @@ pub fn check(stage: &Stage, schedule: &Schedule, cpu: &CpuFacts) -> Result<(), P
             knobs.lanes("lanes", *lanes)?;
             knobs.range("unroll", *unroll, 1, 8, "written-out copies of the loop body")?;
         }
-        (op, schedule) => {
-            return Err(PlanError::WrongKind {
-                stage: stage.name.clone(),
-                op: op.name().to_owned(),
-                schedule: schedule.name().to_owned(),
-            });
-        }
+        (_, schedule) => return Err(wrong_kind(stage, schedule)),
     }
     Ok(())
 }
 
-/// The knobs of one stage against limits that are plain numbers, whatever the device.
-pub(super) struct Numbers<'a> {
-    pub stage: &'a str,
+/// Whether the CPU has instructions between f16 and f32: F16C on x86-64, always on AArch64.
+fn converts_halves(cpu: &CpuFacts) -> bool {
+    match cpu.arch.as_str() {
+        "x86_64" => cpu.isa.iter().any(|it| it == "f16c"),
+        arch => arch == "aarch64",
+    }
 }
 
-impl Numbers<'_> {
+/// Judges the knobs of one stage on one device.
+pub(super) struct Knobs<'a, Facts> {
+    pub stage: &'a str,
+    pub device: &'a Facts,
+}
+
+impl<Facts> Knobs<'_, Facts> {
     pub fn violation(&self, knob: &str, value: impl ToString, rule: impl Into<String>) -> Violation {
         Violation { stage: self.stage.to_owned(), knob: knob.to_owned(), value: value.to_string(), rule: rule.into() }
     }
@@ -98,26 +130,13 @@ impl Numbers<'_> {
     }
 }
 
-struct Knobs<'a> {
-    numbers: Numbers<'a>,
-    cpu: &'a CpuFacts,
-}
-
-impl<'a> std::ops::Deref for Knobs<'a> {
-    type Target = Numbers<'a>;
-
-    fn deref(&self) -> &Numbers<'a> {
-        &self.numbers
-    }
-}
-
-impl Knobs<'_> {
+impl Knobs<'_, CpuFacts> {
     fn lanes(&self, knob: &str, lanes: usize) -> Result<(), Violation> {
         if !lanes.is_power_of_two() {
             return Err(self.violation(knob, lanes, "is not a power of two: vectors have 1, 2, 4, 8 or 16 lanes"));
         }
-        let why = format!("f32 lanes of the widest vector of {}", self.cpu.model);
-        self.range(knob, lanes, 1, self.cpu.lanes, &why)
+        let why = format!("f32 lanes of the widest vector of {}", self.device.model);
+        self.range(knob, lanes, 1, self.device.lanes, &why)
     }
 
     /// The accumulators of an mr x nr tile, one row of B and one broadcast element of A must fit into the registers.
@@ -127,13 +146,13 @@ impl Knobs<'_> {
         self.range(&format!("{prefix}nr"), nr, lanes, 32 * lanes, "columns of a register tile")?;
         let (accumulators, row) = (mr * (nr / lanes), nr / lanes);
         let needed = accumulators + row + 1;
-        if needed <= self.cpu.vector_registers {
+        if needed <= self.device.vector_registers {
             return Ok(());
         }
         let rule = format!(
             "with `{prefix}nr` = {nr} needs {needed} vector registers ({accumulators} accumulators, {row} for B, 1 for A): \
              {} has {}",
-            self.cpu.model, self.cpu.vector_registers
+            self.device.model, self.device.vector_registers
         );
         Err(self.violation(&knob, mr, rule))
     }
@@ -148,7 +167,7 @@ impl Knobs<'_> {
         self.range(&knob("kc"), s.kc, 1, 1 << 20, "depth of a cache block")?;
         self.range(&knob("unroll"), s.unroll, 1, 16, "written-out steps of the depth loop")?;
         if s.pack_a {
-            let (bytes, limit) = (s.mc * s.kc * 4, self.cpu.l2.max(self.cpu.l3));
+            let (bytes, limit) = (s.mc * s.kc * 4, self.device.l2.max(self.device.l3));
             if bytes > limit {
                 let rule =
                     format!("with `{prefix}kc` = {} packs {bytes} bytes of A: the largest cache has {limit}", s.kc);

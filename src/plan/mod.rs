@@ -12,6 +12,7 @@ pub mod read;
 pub mod schedule;
 pub mod stage;
 
+use crate::digest::Digest;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -30,6 +31,10 @@ pub struct Plan {
     pub provenance: Provenance,
     /// By stage name.
     pub stages: BTreeMap<String, schedule::Schedule>,
+    /// The project's own shader templates that the stages are rendered from, by file name, with the digests of their texts. They
+    /// are in the plan so that the kernel is what the plan says and not what happens to be in a folder.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub shaders: BTreeMap<String, Digest>,
 }
 
 /// Who proposed a plan.
@@ -71,7 +76,10 @@ fn flatten(prefix: &str, value: &Value, words: &mut Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::{schedule::Schedule, stage::StageOp, *};
-    use crate::manifest::spec::Activation;
+    use crate::{
+        host::CpuFacts,
+        manifest::spec::{Activation, Dtype},
+    };
 
     #[test]
     fn shape_and_knobs_are_one_line() {
@@ -86,7 +94,8 @@ mod tests {
             bias: false,
             residual: false,
         };
-        let text = one_line(&Schedule::plain(&mlp, 8));
+        let cpu = CpuFacts { lanes: 8, ..CpuFacts::detect() };
+        let text = one_line(&Schedule::plain(&mlp, Dtype::F32, &cpu.into()));
         assert!(text.starts_with("mlp ") && text.contains(" up.mr=1 ") && text.contains("down.pack-b=never"), "{text}");
     }
 }

@@ -7,6 +7,7 @@
 use super::stage::{StageGraph, TensorId};
 use crate::host::gpu::GpuFeature;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 pub const PROGRAM_VERSION: u32 = 1;
 
@@ -97,6 +98,9 @@ pub struct Scratch {
 pub struct Program {
     pub version: u32,
     pub graph: StageGraph,
+    /// The project's own templates among those that the shaders were rendered from, by file name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub templates: BTreeMap<String, String>,
     pub shaders: Vec<Shader>,
     pub packed: Vec<Packed>,
     pub scratch: Vec<Scratch>,

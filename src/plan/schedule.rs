@@ -8,6 +8,7 @@ use super::{
     },
     stage::StageOp,
 };
+use crate::{host::Device, manifest::spec::Dtype};
 use serde::{Deserialize, Serialize};
 
 /// How a weight matrix reaches the micro-kernel.
@@ -144,9 +145,16 @@ impl MatmulSchedule {
 }
 
 impl Schedule {
-    /// The schedule of an op that no tiling or vectorising pass marked: legal, vectorised where the kind is not a norm,
-    /// and slow. `lanes` is the target's vector width in f32 elements.
-    pub fn plain(op: &StageOp, lanes: usize) -> Self {
+    /// The schedule of an op on tensors of this type that no tiling or vectorising pass marked: legal, and slow. On a CPU it is
+    /// vectorised where the kind is not a norm.
+    pub fn plain(op: &StageOp, dtype: Dtype, device: &Device) -> Self {
+        match device {
+            Device::Cpu(cpu) => Self::plain_cpu(op, cpu.lanes),
+            Device::Gpu(gpu) => super::gpu::plain(op, dtype, gpu),
+        }
+    }
+
+    fn plain_cpu(op: &StageOp, lanes: usize) -> Self {
         match *op {
             StageOp::Matmul { m, n, k, .. } => Self::Matmul(MatmulSchedule::plain(m, n, k, lanes)),
             StageOp::Attention { .. } => Self::Attention(AttentionSchedule { row_block: 1, mr: 1, nr: lanes, lanes }),

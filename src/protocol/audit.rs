@@ -4,7 +4,7 @@
 use super::{Failure, FailureKind, Gate, GateStatus, Verdict, corpus::REPLAYED, mutation::KilledBy, recipe};
 use crate::{
     digest::Digest,
-    host::CpuFacts,
+    host,
     manifest::spec::BlockSpec,
     plan::{Plan, stage::StageGraph},
 };
@@ -53,7 +53,8 @@ pub struct Workload {
 #[serde(rename_all = "kebab-case")]
 pub struct Device {
     pub fingerprint: Digest,
-    pub cpu: CpuFacts,
+    #[serde(flatten)]
+    pub facts: host::Device,
 }
 
 /// Which kforge made the code and judged it: the digests of the sources that decide either.
@@ -168,7 +169,7 @@ pub struct Subject<'a> {
     pub block: &'a BlockSpec,
     pub stages: &'a StageGraph,
     pub object: Option<Digest>,
-    pub cpu: &'a CpuFacts,
+    pub device: &'a host::Device,
     pub threads: usize,
     pub seed: Option<u64>,
 }
@@ -176,7 +177,7 @@ pub struct Subject<'a> {
 impl Subject<'_> {
     /// The record of how the verification ended: accepted, unless there is a rejection.
     pub fn audit(&self, verdict: Option<Verdict>, rejection: Option<Rejection>, wall: Duration) -> Audit {
-        let Self { plan, plan_digest, block, stages, object, cpu, threads, seed } = *self;
+        let Self { plan, plan_digest, block, stages, object, device, threads, seed } = *self;
         Audit {
             version: AUDIT_VERSION,
             block: plan.block.clone(),
@@ -185,7 +186,7 @@ impl Subject<'_> {
             plan_digest,
             workload: Workload { signature: signature(block, stages), spec: block.clone() },
             object,
-            device: Device { fingerprint: cpu.fingerprint(), cpu: cpu.clone() },
+            device: Device { fingerprint: device.fingerprint(), facts: device.clone() },
             threads,
             seed,
             recipes: Recipes { compile: recipe::COMPILE, verify: recipe::VERIFY },
@@ -262,6 +263,7 @@ mod tests {
             target: "cpu".to_owned(),
             provenance: Provenance { strategy: "heuristic".to_owned(), trials: 0 },
             stages: BTreeMap::new(),
+            shaders: BTreeMap::new(),
         };
         let subject = Subject {
             plan: &plan,
@@ -269,7 +271,7 @@ mod tests {
             block: &matmul(4),
             stages: &StageGraph { block: "plain".to_owned(), tensors: vec![], stages: vec![] },
             object: Some(Digest::of(b"object")),
-            cpu: &CpuFacts::detect(),
+            device: &host::CpuFacts::detect().into(),
             threads: 1,
             seed: Some(3),
         };
@@ -286,7 +288,8 @@ mod tests {
 
     #[test]
     fn an_audit_covers_its_object_plan_and_device_and_nothing_else() {
-        let (object, plan, device) = (Digest::of(b"object"), Digest::of(b"plan"), CpuFacts::detect().fingerprint());
+        let (object, plan, device) =
+            (Digest::of(b"object"), Digest::of(b"plan"), host::CpuFacts::detect().fingerprint());
         let other = Digest::of(b"other");
         let it = audit(None);
         assert_eq!(it.covers(&object, &plan, &device), Ok(()));

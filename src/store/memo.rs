@@ -1,7 +1,7 @@
 //! Small files that remember what was found out, so that it need not be found out again. Losing one costs time and nothing else:
 //! what cannot be read, or is not what was written, is as good as absent.
 
-use super::{FOLDER, Store, disk, out};
+use super::{FOLDER, Store, cas::Cas, disk, out};
 use crate::digest::Digest;
 use std::{
     fs, io,
@@ -15,7 +15,11 @@ const CHECKSUM: usize = 32;
 
 /// What was remembered under this name in the project at `root`.
 pub fn recall(root: &Path, name: &str) -> Option<Vec<u8>> {
-    let mut bytes = fs::read(path(&root.join(FOLDER), name)).ok()?;
+    read(&path(&root.join(FOLDER), name))
+}
+
+fn read(path: &Path) -> Option<Vec<u8>> {
+    let mut bytes = fs::read(path).ok()?;
     let content = bytes.split_off(CHECKSUM.min(bytes.len()));
     (Digest::of(&content).as_bytes() == bytes.as_slice()).then_some(content)
 }
@@ -31,11 +35,28 @@ impl Store {
 
     /// Remembers `content` under this plain file name.
     pub fn remember(&self, name: &str, content: &[u8]) -> io::Result<()> {
-        let path = path(&self.dir, name);
+        self.cas.remember(name, content)
+    }
+}
+
+/// For a worker, which knows a project's blobs and nothing else of it.
+impl Cas {
+    /// What was remembered under this name beside these blobs.
+    pub fn recall(&self, name: &str) -> Option<Vec<u8>> {
+        read(&path(self.dir(), name))
+    }
+
+    /// Remembers `content` under this plain file name.
+    pub fn remember(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        let path = path(self.dir(), name);
         if let Some(folder) = path.parent() {
             disk::create_folder(folder)?;
         }
-        out::replace(self.cas.temporary(), &path, &[Digest::of(content).as_bytes(), content].concat()).map(drop)
+        out::replace(self.temporary(), &path, &[Digest::of(content).as_bytes(), content].concat()).map(drop)
+    }
+
+    fn dir(&self) -> &Path {
+        self.temporary().parent().unwrap_or(Path::new("."))
     }
 }
 

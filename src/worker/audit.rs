@@ -5,7 +5,7 @@ use kernelforge::{
     digest::Digest,
     host::CpuFacts,
     protocol::{
-        Failure, FailureKind, Gate, GateResult, GateStatus,
+        Failure, FailureKind, Gate, GateResult, GateStatus, Verdict,
         audit::{Audit, Rejection, Subject, Uncovered},
     },
 };
@@ -20,11 +20,22 @@ pub fn verify(
     object: Digest,
     plan_digest: Digest,
 ) -> Result<(Audit, Option<Failure>), Failure> {
-    let verify::Request { plan, block, cpu, threads, seed, .. } = *request;
+    let verify::Request { plan, block, device, threads, seed, .. } = *request;
     let stages = &request.kernel.graph;
-    let subject = Subject { plan, plan_digest, block, stages, object: Some(object), cpu, threads, seed: Some(seed) };
+    let subject = Subject { plan, plan_digest, block, stages, object: Some(object), device, threads, seed: Some(seed) };
+    judge(&subject, || verify::verify(request))
+}
+
+/// As [`verify`], of whatever gives a verdict.
+///
+/// # Errors
+/// As [`verify`].
+pub fn judge(
+    subject: &Subject<'_>,
+    verify: impl FnOnce() -> Result<Verdict, Failure>,
+) -> Result<(Audit, Option<Failure>), Failure> {
     let start = Instant::now();
-    let (verdict, failure) = match verify::verify(request) {
+    let (verdict, failure) = match verify() {
         Ok(verdict) => {
             let failure = rejection(&verdict.gates);
             (Some(verdict), failure)
@@ -58,12 +69,12 @@ pub fn here(cpu: &CpuFacts) -> Result<(), Failure> {
     Err(Failure::new(FailureKind::DeviceUnavailable, message))
 }
 
-/// Refuses a kernel that its audit does not allow to be used here.
+/// Refuses a kernel that its audit does not allow to be used on the device with this fingerprint.
 ///
 /// # Errors
 /// `NotVerified`; `DeviceUnavailable` where the audit was made on another device.
-pub fn require(audit: &Audit, object: &Digest, plan: &Digest) -> Result<(), Failure> {
-    audit.covers(object, plan, &CpuFacts::detect().fingerprint()).map_err(|uncovered| {
+pub fn require(audit: &Audit, object: &Digest, plan: &Digest, device: &Digest) -> Result<(), Failure> {
+    audit.covers(object, plan, device).map_err(|uncovered| {
         let kind = match uncovered {
             Uncovered::Device { .. } => FailureKind::DeviceUnavailable,
             _ => FailureKind::NotVerified,

@@ -11,6 +11,7 @@ mod kernels;
 mod limits;
 mod measure;
 mod mutate;
+mod on_gpu;
 mod run;
 mod serve;
 mod verify;

@@ -1,18 +1,19 @@
 //! `kforge run`: one call of a built kernel on tensors that somebody gives, so that anyone can check it against another
 //! framework.
 //!
-//! Tensors have the names and shapes of the stage graph (`x`, `attn.wq`, ...; weights [K, N] row-major). Rotary tables follow
+//! Tensors have the names, shapes and types of the stage graph (`x`, `attn.wq`, ...; weights [K, N] row-major). Rotary tables follow
 //! from the block and need not be given. Without a file every tensor is drawn from the seed.
 
 use crate::{
     device::{cpu::LoadedKernel, threads::Threads},
     verify::{
-        candidate::{Candidate, Compiled, Tensors},
+        candidate::{Candidate, Compiled},
         inputs,
     },
 };
 use kernelforge::{
-    manifest::spec::BlockSpec,
+    half,
+    manifest::spec::{self, BlockSpec},
     plan::{
         kernel::Kernel,
         stage::{Role, Tensor, TensorId},
@@ -42,22 +43,37 @@ pub fn run(request: Request<'_>) -> Result<Vec<u8>, Failure> {
     // Fails early where the system cannot start the threads.
     Threads::new(request.threads)?;
     let mut kernel = Compiled::new(&loaded, request.threads, None)?;
-    inputs::fill(&mut kernel, inputs::rope_theta(request.block), request.seed);
-    if let Some(bytes) = request.tensors {
-        given(&mut kernel, bytes)?;
+    let Request { block, seed, tensors, .. } = request;
+    run_on(&mut kernel, block, seed, tensors, request.stages)
+}
+
+/// As [`run`], on whatever runs.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_on(
+    kernel: &mut dyn Candidate,
+    block: &BlockSpec,
+    seed: u64,
+    tensors: Option<&[u8]>,
+    stages: bool,
+) -> Result<Vec<u8>, Failure> {
+    inputs::fill(kernel, inputs::rope_theta(block), seed);
+    if let Some(bytes) = tensors {
+        given(kernel, bytes)?;
     }
     kernel.prepare();
     kernel.poison(f32::NAN);
-    if request.stages || request.threads > 1 {
+    if stages || kernel.blocks_are_stages() {
         (0..kernel.graph().stages.len()).for_each(|it| kernel.stage(it));
     } else {
         kernel.block();
     }
-    let kept = |it: &Tensor| request.stages || it.role == Role::Output;
+    let kept = |it: &Tensor| stages || it.role == Role::Output;
     let tensors: Vec<_> = kernel.graph().tensors.iter().enumerate().filter(|it| kept(it.1)).collect();
-    let bytes: Vec<Vec<u8>> = tensors.iter().map(|it| to_bytes(kernel.tensor(TensorId(it.0)))).collect();
+    let bytes: Vec<Vec<u8>> = tensors.iter().map(|it| to_bytes(kernel.tensor(TensorId(it.0)), it.1.dtype)).collect();
     let views = tensors.iter().zip(&bytes).map(|((_, tensor), bytes)| {
-        let view = TensorView::new(Dtype::F32, tensor.shape.clone(), bytes).map_err(internal)?;
+        let view = TensorView::new(file_dtype(tensor.dtype), tensor.shape.clone(), bytes).map_err(internal)?;
         Ok((tensor.name.as_str(), view))
     });
     let views = views.collect::<Result<Vec<_>, Failure>>()?;
@@ -68,12 +84,37 @@ fn internal(error: impl std::fmt::Display) -> Failure {
     Failure::new(FailureKind::Internal, format!("the tensors cannot be written: {error}"))
 }
 
-fn to_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|it| it.to_le_bytes()).collect()
+/// What the file format calls it.
+fn file_dtype(dtype: spec::Dtype) -> Dtype {
+    match dtype {
+        spec::Dtype::F32 => Dtype::F32,
+        spec::Dtype::F16 => Dtype::F16,
+    }
+}
+
+fn to_bytes(values: &[f32], dtype: spec::Dtype) -> Vec<u8> {
+    match dtype {
+        spec::Dtype::F32 => values.iter().flat_map(|it| it.to_le_bytes()).collect(),
+        // Exact: these are the values of f16 elements.
+        spec::Dtype::F16 => values.iter().flat_map(|it| half::narrow(*it).to_le_bytes()).collect(),
+    }
+}
+
+fn from_bytes(bytes: &[u8], dtype: spec::Dtype, values: &mut [f32]) {
+    match dtype {
+        spec::Dtype::F32 => {
+            let given = bytes.as_chunks::<4>().0.iter().map(|it| f32::from_le_bytes(*it));
+            values.iter_mut().zip(given).for_each(|(to, from)| *to = from);
+        }
+        spec::Dtype::F16 => {
+            let given = bytes.as_chunks::<2>().0.iter().map(|it| half::widen(u16::from_le_bytes(*it)));
+            values.iter_mut().zip(given).for_each(|(to, from)| *to = from);
+        }
+    }
 }
 
 /// Copies the file's tensors into the kernel's.
-fn given(kernel: &mut Compiled<'_>, bytes: &[u8]) -> Result<(), Failure> {
+fn given(kernel: &mut dyn Candidate, bytes: &[u8]) -> Result<(), Failure> {
     let file = SafeTensors::deserialize(bytes)
         .map_err(|it| Failure::new(FailureKind::BadInput, format!("the input is no safetensors file: {it}")))?;
     let wanted: Vec<_> =
@@ -89,8 +130,10 @@ fn given(kernel: &mut Compiled<'_>, bytes: &[u8]) -> Result<(), Failure> {
         match file.tensor(&tensor.name) {
             Err(_) if tensor.name.starts_with("rope.") => {}
             Err(_) => problems.push(format!("`{}` {:?} is missing", tensor.name, tensor.shape)),
-            Ok(view) if view.dtype() != Dtype::F32 => {
-                problems.push(format!("`{}` is {}: f32 is expected", tensor.name, view.dtype()));
+            // Not converted: rounding somebody's f32 would be a change that they did not ask for.
+            Ok(view) if view.dtype() != file_dtype(tensor.dtype) => {
+                let (name, expected) = (&tensor.name, tensor.dtype.name());
+                problems.push(format!("`{name}` is {}: {expected} is expected", view.dtype()));
             }
             Ok(view) if view.shape() != tensor.shape => {
                 problems.push(format!(
@@ -100,10 +143,7 @@ fn given(kernel: &mut Compiled<'_>, bytes: &[u8]) -> Result<(), Failure> {
                     tensor.shape
                 ));
             }
-            Ok(view) => {
-                let values = view.data().chunks_exact(4).map(|it| f32::from_le_bytes([it[0], it[1], it[2], it[3]]));
-                kernel.tensor_mut(*id).iter_mut().zip(values).for_each(|(to, from)| *to = from);
-            }
+            Ok(view) => from_bytes(view.data(), tensor.dtype, kernel.tensor_mut(*id)),
         }
     }
     if problems.is_empty() {

@@ -3,10 +3,10 @@
 //! What is not here: the wall clock (the tool kills a worker that is late) and any state between actions (an action reads
 //! its inputs from the store and leaves its outputs there, so a replaced worker has lost nothing).
 
-use crate::{audit, codegen, ir, limits, measure, mutate, run as run_kernel, verify};
+use crate::{audit, codegen, device, ir, limits, measure, mutate, on_gpu, run as run_kernel, verify};
 use kernelforge::{
     digest::Digest,
-    host::CpuFacts,
+    host::{CpuFacts, Device},
     manifest::spec::{BlockSpec, Pass},
     plan::{Plan, kernel::Kernel, stage::StageGraph},
     protocol::{
@@ -28,7 +28,8 @@ use std::{
     time::Instant,
 };
 
-type Blobs = BTreeMap<&'static str, Vec<u8>>;
+/// Outputs by name.
+pub type Blobs = BTreeMap<&'static str, Vec<u8>>;
 
 /// Answers actions from stdin on stdout until stdin ends.
 pub fn serve(store: &Path, allow_faults: bool) -> ExitCode {
@@ -153,7 +154,7 @@ fn attempt(action: &Action, cas: &Cas, allow_faults: bool) -> Result<Done, Failu
 }
 
 /// A failure, and the blobs that exist all the same.
-struct Rejected {
+pub struct Rejected {
     failure: Failure,
     blobs: Blobs,
 }
@@ -179,7 +180,11 @@ fn dispatch(action: &Action, cas: &Cas, allow_faults: bool) -> Result<Blobs, Rej
         ActionKind::IrText { name, block, passes, origins, view } => {
             Ok(one(blob::TEXT, ir::text(name, block, passes, origins, *view)?.into_bytes()))
         }
-        ActionKind::Compile { cpu } => {
+        ActionKind::Compile { device, shaders } => {
+            let cpu = match device {
+                Device::Gpu(gpu) => return Ok(on_gpu::compile(&inputs, gpu, shaders)?),
+                Device::Cpu(cpu) => cpu,
+            };
             audit::here(cpu)?;
             let (stages, plan) = (inputs.parse::<StageGraph>(blob::STAGES)?, inputs.parse::<Plan>(blob::PLAN)?);
             let compiled = match inputs.optional(blob::LOWERED)? {
@@ -192,23 +197,28 @@ fn dispatch(action: &Action, cas: &Cas, allow_faults: bool) -> Result<Blobs, Rej
                 (blob::LOWERED, compiled.lowered.into_bytes()),
             ]))
         }
-        ActionKind::Verify { block, cpu, threads, seed, corpus } => {
+        ActionKind::Verify { block, device: Device::Gpu(gpu), seed, corpus, .. } => {
+            on_gpu::verify(&inputs, gpu, block, *seed, corpus)
+        }
+        ActionKind::Verify { block, device: device @ Device::Cpu(cpu), threads, seed, corpus } => {
             audit::here(cpu)?;
             let (kernel, plan) = (inputs.parse::<Kernel>(blob::KERNEL)?, inputs.parse::<Plan>(blob::PLAN)?);
             let object = inputs.bytes(blob::OBJECT)?;
             let (asked, kernel, plan, threads, seed) = (*seed, &kernel, &plan, *threads, drawn(&object, *seed));
             let object = &object;
-            let request = verify::Request { object, kernel, plan, block, cpu, threads, seed, corpus, generated: true };
+            let request =
+                verify::Request { object, kernel, plan, block, device, threads, seed, corpus, generated: true };
             let (object, plan) = (inputs.digest(blob::OBJECT)?, inputs.digest(blob::PLAN)?);
             let (audit, failure) = audit::verify(&request, object, plan)?;
             // What was asked for is what makes the verification repeatable; the verdict has what was drawn from it.
             let audit = Audit { seed: Some(asked), ..audit };
             judged(one(blob::AUDIT, json(&audit)?), failure)
         }
-        ActionKind::Benchmark { cpu, threads, time_ms } => {
+        ActionKind::Benchmark { device: Device::Gpu(gpu), time_ms, .. } => on_gpu::benchmark(&inputs, gpu, *time_ms),
+        ActionKind::Benchmark { device: Device::Cpu(cpu), threads, time_ms } => {
             audit::here(cpu)?;
             let (object, kernel) = (inputs.bytes(blob::OBJECT)?, inputs.parse(blob::KERNEL)?);
-            inputs.require_audit()?;
+            inputs.require_audit(&CpuFacts::detect().fingerprint())?;
             let benchmark = measure::benchmark::benchmark(&object, &kernel, cpu, *threads, *time_ms)?;
             judged(one(blob::BENCHMARK, json(&benchmark)?), audit::rejection(&benchmark.checks))
         }
@@ -218,25 +228,36 @@ fn dispatch(action: &Action, cas: &Cas, allow_faults: bool) -> Result<Blobs, Rej
             let benchmark = measure::matmul::bench_matmul(&object, &kernel, cpu, *threads, *time_ms)?;
             Ok(one(blob::BENCHMARK, json(&benchmark)?))
         }
-        ActionKind::Run { block, threads, seed, stages } => {
+        ActionKind::Run { block, device: Device::Gpu(gpu), seed, stages, .. } => {
+            on_gpu::run(&inputs, gpu, block, *seed, *stages)
+        }
+        ActionKind::Run { block, device: Device::Cpu(_), threads, seed, stages } => {
             let (object, kernel) = (inputs.bytes(blob::OBJECT)?, inputs.parse(blob::KERNEL)?);
-            inputs.require_audit()?;
+            inputs.require_audit(&CpuFacts::detect().fingerprint())?;
             let tensors = inputs.optional(blob::TENSORS)?;
             let (tensors, threads, seed, stages) = (tensors.as_deref(), *threads, *seed, *stages);
             let request = run_kernel::Request { object: &object, kernel, block, threads, seed, tensors, stages };
             Ok(one(blob::TENSORS, run_kernel::run(request)?))
         }
-        ActionKind::ListMutants { block, passes, cpu } => {
+        ActionKind::ListMutants { block, passes, device: Device::Gpu(gpu) } => {
+            on_gpu::list_mutants(&inputs, gpu, block, passes)
+        }
+        ActionKind::ListMutants { block, passes, device: Device::Cpu(cpu) } => {
             let mutants = inputs.with_built((block, passes, cpu), |built| Ok(mutate::list(&built)))?;
             Ok(one(blob::MUTANTS, json(&mutants)?))
         }
-        ActionKind::Mutant { block, passes, cpu, threads, seed, corpus, mutant } => {
+        ActionKind::Mutant { block, passes, device: Device::Gpu(gpu), seed, corpus, mutant, .. } => {
+            on_gpu::mutant(&inputs, gpu, (block, passes), (*seed, corpus), mutant)
+        }
+        ActionKind::Mutant { block, passes, device: Device::Cpu(cpu), threads, seed, corpus, mutant } => {
             audit::here(cpu)?;
             let object = inputs.bytes(blob::OBJECT)?;
             let trial = mutate::Trial { object: &object, threads: *threads, seed: *seed, corpus };
             let judge = |built: mutate::Built<'_>| mutate::judge(&built, trial, mutant);
             Ok(one(blob::JUDGED, json(&inputs.with_built((block, passes, cpu), judge)?)?))
         }
+        ActionKind::Probe => Ok(one(blob::GPUS, json(&device::gpu::probe())?)),
+        ActionKind::SmokeTest { gpu } => Ok(one(blob::SMOKE, json(&device::gpu::smoke::test(gpu))?)),
         ActionKind::Fault { fault } if allow_faults => commit(*fault).map(|()| Blobs::new()).map_err(Into::into),
         ActionKind::Fault { .. } => {
             let refusal = Failure::new(FailureKind::Internal, "this worker was not started to make faults");
@@ -245,26 +266,26 @@ fn dispatch(action: &Action, cas: &Cas, allow_faults: bool) -> Result<Blobs, Rej
     }
 }
 
-fn one(name: &'static str, bytes: Vec<u8>) -> Blobs {
+pub fn one(name: &'static str, bytes: Vec<u8>) -> Blobs {
     Blobs::from([(name, bytes)])
 }
 
 /// Indented, because `out/` shows these bytes to people.
-fn json(value: &impl Serialize) -> Result<Vec<u8>, Failure> {
+pub fn json(value: &impl Serialize) -> Result<Vec<u8>, Failure> {
     let bytes = serde_json::to_vec_pretty(value);
     bytes.map_err(|error| Failure::new(FailureKind::Internal, format!("an output is no JSON: {error}")))
 }
 
 /// The seed of a verification: it follows from the compiled code, so that nobody who proposed the code could know it, and from
 /// what the caller asked for.
-fn drawn(object: &[u8], seed: u64) -> u64 {
+pub fn drawn(object: &[u8], seed: u64) -> u64 {
     let digest = Digest::of(&[object, &seed.to_le_bytes()].concat());
     // 48 bits: a number that JSON and TOML can hold.
     digest.as_bytes().iter().take(6).fold(0, |sum, byte| sum << 8 | u64::from(*byte))
 }
 
 /// The blobs, with the failure if there is one.
-fn judged(blobs: Blobs, failure: Option<Failure>) -> Result<Blobs, Rejected> {
+pub fn judged(blobs: Blobs, failure: Option<Failure>) -> Result<Blobs, Rejected> {
     match failure {
         None => Ok(blobs),
         Some(failure) => Err(Rejected { failure, blobs }),
@@ -272,41 +293,41 @@ fn judged(blobs: Blobs, failure: Option<Failure>) -> Result<Blobs, Rejected> {
 }
 
 /// The action's inputs, read from the store when asked for.
-struct Inputs<'a> {
+pub struct Inputs<'a> {
     action: &'a Action,
-    cas: &'a Cas,
+    pub cas: &'a Cas,
 }
 
 impl Inputs<'_> {
-    fn optional(&self, name: &str) -> Result<Option<Vec<u8>>, Failure> {
+    pub fn optional(&self, name: &str) -> Result<Option<Vec<u8>>, Failure> {
         self.action.inputs.get(name).map(|digest| self.read(name, digest)).transpose()
     }
 
-    fn digest(&self, name: &str) -> Result<Digest, Failure> {
+    pub fn digest(&self, name: &str) -> Result<Digest, Failure> {
         let digest = self.action.inputs.get(name).copied();
         digest.ok_or_else(|| Failure::new(FailureKind::Internal, format!("the action names no input `{name}`")))
     }
 
-    fn bytes(&self, name: &str) -> Result<Vec<u8>, Failure> {
+    pub fn bytes(&self, name: &str) -> Result<Vec<u8>, Failure> {
         self.read(name, &self.digest(name)?)
     }
 
-    fn parse<T: DeserializeOwned>(&self, name: &str) -> Result<T, Failure> {
+    pub fn parse<T: DeserializeOwned>(&self, name: &str) -> Result<T, Failure> {
         let bytes = self.bytes(name)?;
         serde_json::from_slice(&bytes).map_err(|error| {
             Failure::new(FailureKind::Internal, format!("input `{name}` is not what its name says: {error}"))
         })
     }
 
-    /// Refuses the action unless its audit covers its kernel.
-    fn require_audit(&self) -> Result<(), Failure> {
+    /// Refuses the action unless its audit covers its kernel on the device with this fingerprint.
+    pub fn require_audit(&self, device: &Digest) -> Result<(), Failure> {
         let refuse =
             |what: &str| Failure::new(FailureKind::NotVerified, format!("the kernel comes without its {what}"));
         let plan = self.action.inputs.get(blob::PLAN).ok_or_else(|| refuse("plan"))?;
         if !self.action.inputs.contains_key(blob::AUDIT) {
             return Err(refuse("audit"));
         }
-        audit::require(&self.parse::<Audit>(blob::AUDIT)?, &self.digest(blob::OBJECT)?, plan)
+        audit::require(&self.parse::<Audit>(blob::AUDIT)?, &self.digest(blob::OBJECT)?, plan, device)
     }
 
     /// Calls `act` with the files of a built block.
@@ -395,7 +416,7 @@ mod tests {
     fn an_input_that_is_not_in_the_store_is_a_missing_blob() {
         let folder = tempfile::tempdir().unwrap();
         let cas = Cas::open(folder.path()).unwrap();
-        let mut action = action(ActionKind::Benchmark { cpu: CpuFacts::detect(), threads: 1, time_ms: 1 });
+        let mut action = action(ActionKind::Benchmark { device: CpuFacts::detect().into(), threads: 1, time_ms: 1 });
         action.inputs.insert(blob::OBJECT.to_owned(), Digest::of(b"gone"));
         let failure = execute(&action, &cas, false).result.unwrap_err();
         assert_eq!(failure.kind, FailureKind::MissingBlob);
@@ -417,7 +438,14 @@ mod tests {
         let stages = ir::build("plain", &block, &[], &BTreeMap::new()).unwrap().stages;
         let provenance = Provenance { strategy: "test".to_owned(), trials: 0 };
         let (name, target) = ("plain".to_owned(), "cpu".to_owned());
-        let plan = Plan { version: PLAN_VERSION, block: name, target, provenance, stages: BTreeMap::new() };
+        let plan = Plan {
+            version: PLAN_VERSION,
+            block: name,
+            target,
+            provenance,
+            stages: BTreeMap::new(),
+            shaders: BTreeMap::new(),
+        };
         let cpu = CpuFacts::detect();
         let compiled = codegen::cpu::compile(&stages, &plan, &cpu).unwrap();
         let (object, kernel) = (&compiled.object, &compiled.kernel);
@@ -426,7 +454,7 @@ mod tests {
             kernel,
             plan: &plan,
             block: &block,
-            cpu: &cpu,
+            device: &cpu.clone().into(),
             threads: 1,
             seed: 1,
             corpus: &[],
@@ -442,8 +470,8 @@ mod tests {
     fn uses() -> [ActionKind; 2] {
         let block = BlockSpec::Matmul { m: 2, n: 4, k: 3, bias: false, activation: None, dtype: Dtype::F32 };
         [
-            ActionKind::Benchmark { cpu: CpuFacts::detect(), threads: 1, time_ms: 1 },
-            ActionKind::Run { block, threads: 1, seed: 1, stages: false },
+            ActionKind::Benchmark { device: CpuFacts::detect().into(), threads: 1, time_ms: 1 },
+            ActionKind::Run { block, device: CpuFacts::detect().into(), threads: 1, seed: 1, stages: false },
         ]
     }
 
@@ -485,9 +513,9 @@ mod tests {
         let cpu = CpuFacts { l2: CpuFacts::detect().l2 + 1, ..CpuFacts::detect() };
         let block = BlockSpec::Matmul { m: 2, n: 4, k: 3, bias: false, activation: None, dtype: Dtype::F32 };
         for kind in [
-            ActionKind::Compile { cpu: cpu.clone() },
-            ActionKind::Verify { block, cpu: cpu.clone(), threads: 1, seed: 1, corpus: vec![] },
-            ActionKind::Benchmark { cpu: cpu.clone(), threads: 1, time_ms: 1 },
+            ActionKind::Compile { device: cpu.clone().into(), shaders: BTreeMap::new() },
+            ActionKind::Verify { block, device: cpu.clone().into(), threads: 1, seed: 1, corpus: vec![] },
+            ActionKind::Benchmark { device: cpu.clone().into(), threads: 1, time_ms: 1 },
             ActionKind::BenchMatmul { cpu, threads: 1, time_ms: 1 },
         ] {
             let failure = execute_on(kind, &[]);
@@ -501,7 +529,7 @@ mod tests {
         let (_, kernel, plan, audit) = verified();
         let kind = ActionKind::Verify {
             block: audit.workload.spec,
-            cpu: CpuFacts::detect(),
+            device: CpuFacts::detect().into(),
             threads: 1,
             seed: 1,
             corpus: vec![],

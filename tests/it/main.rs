@@ -14,6 +14,8 @@ mod fuzz;
 #[cfg(feature = "worker")]
 mod gc;
 #[cfg(feature = "worker")]
+mod gpu;
+#[cfg(feature = "worker")]
 mod mutate;
 mod project;
 #[cfg(feature = "worker")]

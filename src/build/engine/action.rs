@@ -8,12 +8,12 @@ use crate::{
     build::{
         graph::{BlockTarget, Graph, Outputs, Rules, Step, StepKind},
         report::{self, BlockReport},
-        search,
+        search::{self, templates},
     },
     digest::Digest,
-    host::CpuFacts,
+    host::{CpuFacts, Device},
     manifest::spec::Origin,
-    plan::{PLAN_VERSION, Plan, Provenance, kernel::Kernel, stage::StageGraph},
+    plan::{Plan, stage::StageGraph},
     protocol::{
         ActionKind, Done, Failure, FailureKind, Limits, PassReport,
         audit::{Audit, Rejection, Subject},
@@ -37,6 +37,7 @@ pub struct Workspace<'a> {
     pub blocks: &'a [BlockTarget],
     /// Where the fields of each of `blocks` are written.
     pub origins: &'a [BTreeMap<String, Origin>],
+    /// That the build runs on, whatever its targets run on.
     pub cpu: &'a CpuFacts,
     pub rules: &'a Rules,
 }
@@ -68,6 +69,23 @@ pub fn limits(kind: StepKind) -> Limits {
         _ => physical,
     };
     Limits { wall_ms: wall_ms(kind), memory_bytes }
+}
+
+/// Address space that a GPU's driver reserves for the memory of host and devices, most of which it never touches.
+const DRIVER_RESERVES: u64 = 4 << 40;
+
+/// `limits`, with the address space that a driver needs where the action loads one.
+pub fn with_driver(limits: Limits, action: &ActionKind) -> Limits {
+    let gpu = match action {
+        ActionKind::Probe | ActionKind::SmokeTest { .. } => true,
+        ActionKind::Verify { device, .. }
+        | ActionKind::Benchmark { device, .. }
+        | ActionKind::Run { device, .. }
+        | ActionKind::Mutant { device, .. } => matches!(device, Device::Gpu(_)),
+        _ => false,
+    };
+    let memory_bytes = limits.memory_bytes.saturating_add(if gpu { DRIVER_RESERVES } else { 0 });
+    Limits { memory_bytes, ..limits }
 }
 
 /// Bytes of the machine's memory; 16 GiB where the system does not say.
@@ -113,28 +131,35 @@ fn perform(
     inputs: BTreeMap<String, Digest>,
     (seat, token): (&mut Seat<'_>, &Token),
 ) -> Result<Result<Outputs, Failure>, WorkerError> {
-    let kind = match action(workspace, step) {
+    let kind = match action(workspace, step, &inputs) {
         Some(Ok(kind)) => kind,
         Some(Err(failure)) => return Ok(Err(failure)),
         None => return Ok(in_process(workspace, step, &inputs)),
     };
-    let request = Request { kind, inputs, limits: limits(step.kind) };
+    let limits = with_driver(limits(step.kind), &kind);
+    let request = Request { kind, inputs, limits };
     let start = Instant::now();
     let result = seat.execute_revocably(&request, token)?.map(|Done { outputs }| outputs.into_iter().collect());
     Ok(result.map_err(|failure| audited(workspace.store, &request, failure, start.elapsed())))
 }
 
+/// What `kernel.json` of every device has: [`crate::plan::kernel::Kernel`] and [`crate::plan::program::Program`].
+#[derive(serde::Deserialize)]
+struct Called {
+    graph: StageGraph,
+}
+
 /// A failed verification with its audit. Where the kernel took the worker with it, nobody else is left to write one.
 fn audited(store: &Store, request: &Request, failure: Failure, wall: Duration) -> Failure {
-    let ActionKind::Verify { block, cpu, threads, seed, .. } = &request.kind else { return failure };
+    let ActionKind::Verify { block, device, threads, seed, .. } = &request.kind else { return failure };
     let (plan_digest, object) = (request.inputs.get(blob::PLAN), request.inputs.get(blob::OBJECT));
     let (Some(&plan_digest), false) = (plan_digest, failure.outputs.contains_key(blob::AUDIT)) else { return failure };
     let Some(rejection) = Rejection::of(&failure, None) else { return failure };
     let write = || -> Result<Digest, Failure> {
         let plan: Plan = read(store, &request.inputs, blob::PLAN)?;
-        let kernel: Kernel = read(store, &request.inputs, blob::KERNEL)?;
-        let (plan, stages, object, threads, seed) = (&plan, &kernel.graph, object.copied(), *threads, Some(*seed));
-        let subject = Subject { plan, plan_digest, block, stages, object, cpu, threads, seed };
+        let Called { graph } = read(store, &request.inputs, blob::KERNEL)?;
+        let (plan, stages, object, threads, seed) = (&plan, &graph, object.copied(), *threads, Some(*seed));
+        let subject = Subject { plan, plan_digest, block, stages, object, device, threads, seed };
         let bytes = pretty(&subject.audit(None, Some(rejection), wall))?;
         store.cas.put(&bytes).map_err(|error| Failure::new(FailureKind::Io, error.to_string()))
     };
@@ -153,16 +178,20 @@ fn audited(store: &Store, request: &Request, failure: Failure, wall: Duration) -
 }
 
 /// The action of a step that a worker does; `None` for the steps that the tool does itself.
-fn action(workspace: &Workspace<'_>, step: &Step) -> Option<Result<ActionKind, Failure>> {
-    let Workspace { blocks, origins, cpu, rules, .. } = *workspace;
+fn action(
+    workspace: &Workspace<'_>,
+    step: &Step,
+    inputs: &BTreeMap<String, Digest>,
+) -> Option<Result<ActionKind, Failure>> {
+    let Workspace { store, blocks, origins, rules, .. } = *workspace;
     let threads = step.threads;
+    let subject = step.subject.and_then(|it| Some((blocks.get(it)?, origins.get(it)?)));
     let block = |make: &dyn Fn(&BlockTarget, &BTreeMap<String, Origin>) -> ActionKind| {
-        let subject = step.subject.and_then(|it| Some((blocks.get(it)?, origins.get(it)?)));
         subject
             .map(|(block, origins)| make(block, origins))
             .ok_or_else(|| Failure::new(FailureKind::Internal, format!("step `{}` is about no block", step.identity())))
     };
-    let cpu = || cpu.clone();
+    let device = |it: &BlockTarget| Device::clone(&it.device);
     Some(match step.kind {
         StepKind::Ir => block(&|it, origins| ActionKind::Ir {
             name: it.name.clone(),
@@ -170,18 +199,23 @@ fn action(workspace: &Workspace<'_>, step: &Step) -> Option<Result<ActionKind, F
             passes: it.passes.clone(),
             origins: origins.clone(),
         }),
-        StepKind::Compile => Ok(ActionKind::Compile { cpu: cpu() }),
+        StepKind::Compile => read::<Plan>(store, inputs, blob::PLAN)
+            .and_then(|plan| templates::of_plan(&plan, &rules.shaders).map_err(Failure::from))
+            .and_then(|shaders| block(&|it, _| ActionKind::Compile { device: device(it), shaders: shaders.clone() })),
         StepKind::Verify => {
             let (seed, corpus) = (rules.seed, &rules.corpus);
             block(&|it, _| ActionKind::Verify {
                 block: it.spec.clone(),
-                cpu: cpu(),
+                device: device(it),
                 threads,
                 seed,
                 corpus: corpus.clone(),
             })
         }
-        StepKind::Benchmark => Ok(ActionKind::Benchmark { cpu: cpu(), threads, time_ms: rules.benchmark_ms }),
+        StepKind::Benchmark => {
+            let time_ms = rules.benchmark_ms;
+            block(&|it, _| ActionKind::Benchmark { device: device(it), threads, time_ms })
+        }
         StepKind::Plan | StepKind::Report => return None,
     })
 }
@@ -192,7 +226,7 @@ fn in_process(workspace: &Workspace<'_>, step: &Step, inputs: &BTreeMap<String, 
     let (name, bytes) = match step.kind {
         StepKind::Plan => {
             let stages: StageGraph = read(workspace.store, inputs, blob::STAGES)?;
-            (blob::PLAN, pretty(&propose(&stages, workspace.cpu, &block.name, &block.target))?)
+            (blob::PLAN, pretty(&plan(&stages, block, workspace.rules))?)
         }
         StepKind::Report => (blob::REPORT, pretty(&report(workspace, step, block, inputs)?)?),
         _ => return Err(Failure::new(FailureKind::Internal, format!("nobody does `{}`", step.identity()))),
@@ -200,6 +234,11 @@ fn in_process(workspace: &Workspace<'_>, step: &Step, inputs: &BTreeMap<String, 
     let digest = workspace.store.cas.put(&bytes);
     let digest = digest.map_err(|error| Failure::new(FailureKind::Io, error.to_string()))?;
     Ok(Outputs::from([(name.to_owned(), digest)]))
+}
+
+/// What is found by searching, for this block on its target.
+fn plan(stages: &StageGraph, block: &BlockTarget, rules: &Rules) -> Plan {
+    search::plan(stages, (&block.name, &block.target), (&block.device, block.hybrid_softmax), &rules.shaders)
 }
 
 fn report(
@@ -217,7 +256,7 @@ fn report(
         block: &block.name,
         target: &step.target,
         spec: &block.spec,
-        cpu: workspace.cpu,
+        device: &block.device,
         stages: &read(store, inputs, blob::STAGES)?,
         passes: &read::<Vec<PassReport>>(store, inputs, blob::PASSES)?,
         plan: &read(store, inputs, blob::PLAN)?,
@@ -225,17 +264,6 @@ fn report(
         verdict: &verdict,
         benchmark: &read(store, inputs, blob::BENCHMARK)?,
     }))
-}
-
-/// The plan of the analytic heuristic.
-pub fn propose(stages: &StageGraph, cpu: &CpuFacts, block: &str, target: &str) -> Plan {
-    Plan {
-        version: PLAN_VERSION,
-        block: block.to_owned(),
-        target: target.to_owned(),
-        provenance: Provenance { strategy: "heuristic".to_owned(), trials: 0 },
-        stages: search::heuristic::propose(stages, cpu),
-    }
 }
 
 /// An input as the value it stands for.

@@ -4,7 +4,7 @@
 use super::{
     action::Workspace,
     control::Control,
-    lease::{self, Patience, Use},
+    lease::{self, Patience},
     observe::{Event, Observer, Wait},
     run::{BuildError, is_exclusive},
     worker::{Leash, Token, WorkerError},
@@ -176,16 +176,15 @@ impl Crew<'_> {
         result
     }
 
-    /// What the step needs of the device: all of it to measure, a part of it to be where others measure.
+    /// What the step needs of the devices: all of one to measure, a part of it to be where others measure.
     fn lease(&self, step: &Step, number: usize, patience: &Patience<'_>) -> Result<Option<lease::Lease>, End> {
-        let wanted = match step.kind {
-            _ if is_exclusive(step) => Use::Measure,
-            StepKind::Plan | StepKind::Report => return Ok(None), // a moment's work of the tool itself
-            _ => Use::Compute,
-        };
-        let fingerprint = self.workspace.cpu.fingerprint();
+        let block = step.subject.and_then(|it| self.workspace.blocks.get(it));
+        let needs = lease::needs(step.kind, self.workspace.cpu, block);
+        if needs.is_empty() {
+            return Ok(None);
+        }
         let what = Wait::Device { step, seat: number };
-        self.wait_for(what, |told| lease::device(&fingerprint, wanted, patience, told)).map(Some)
+        self.wait_for(what, |told| lease::devices(&needs, patience, told)).map(Some)
     }
 
     /// Tells of a wait if there is one, and of its end.

@@ -2,12 +2,13 @@
 //!
 //! [`run`] is one build: which steps are stale, in which order they run, what is recorded. [`action`] turns a step into what a
 //! worker is asked, [`worker`] is one such process, [`queue`] says what may run beside what, [`lease`] keeps two builds off
-//! one device, [`interrupt`] is Ctrl-C, [`out`] is what a person opens, [`observe`] is how all this is told, [`events`] writes it as
+//! one device, [`devices`] finds what the targets run on, [`interrupt`] is Ctrl-C, [`out`] is what a person opens, [`observe`] is how all this is told, [`events`] writes it as
 //! JSON lines and [`trace`] as a picture in time, both to a [`sink`].
 
 pub mod action;
 pub mod control;
 pub mod crew;
+pub mod devices;
 pub mod events;
 pub mod interrupt;
 pub mod lease;

@@ -13,15 +13,16 @@ use crate::{
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
-/// The step's kind, the output's name, the file's name.
-const FILES: [(StepKind, &str, &str); 7] = [
-    (StepKind::Ir, blob::OPTIMIZED, "block.mlir"),
-    (StepKind::Plan, blob::PLAN, "plan.json"),
-    (StepKind::Compile, blob::LOWERED, "kernel.mlir"),
-    (StepKind::Compile, blob::OBJECT, "kernel.o"),
-    (StepKind::Compile, blob::KERNEL, "kernel.json"),
-    (StepKind::Verify, blob::AUDIT, "audit.json"),
-    (StepKind::Report, blob::REPORT, "report.json"),
+/// The step's kind, the output's name, the file's name on a CPU and on a GPU: the object of a GPU is the list of its shaders,
+/// and what it was lowered to is one text of all of them.
+const FILES: [(StepKind, &str, [&str; 2]); 7] = [
+    (StepKind::Ir, blob::OPTIMIZED, ["block.mlir"; 2]),
+    (StepKind::Plan, blob::PLAN, ["plan.json"; 2]),
+    (StepKind::Compile, blob::LOWERED, ["kernel.mlir", "kernel.wgsl"]),
+    (StepKind::Compile, blob::OBJECT, ["kernel.o", "shaders.json"]),
+    (StepKind::Compile, blob::KERNEL, ["kernel.json"; 2]),
+    (StepKind::Verify, blob::AUDIT, ["audit.json"; 2]),
+    (StepKind::Report, blob::REPORT, ["report.json"; 2]),
 ];
 
 /// Name and content of each file of a folder.
@@ -33,7 +34,7 @@ pub fn folders<'a>(steps: &'a [Step], outputs_of: impl Fn(StepId) -> Option<&'a 
     for step in steps {
         let (Some(block), Some(outputs)) = (&step.block, outputs_of(step.id)) else { continue };
         let files = FILES.iter().filter(|it| it.0 == step.kind);
-        let files = files.filter_map(|(_, output, file)| Some((*file, *outputs.get(output)?)));
+        let files = files.filter_map(|(_, output, file)| Some((file[usize::from(step.on_gpu)], *outputs.get(output)?)));
         folders.entry(format!("{block}@{}", step.target)).or_default().extend(files);
     }
     folders

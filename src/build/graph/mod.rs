@@ -13,7 +13,7 @@ pub mod stale;
 pub mod status;
 pub mod steps;
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
 pub mod why;
 
 pub use crate::store::{key::KeyParts, outputs::Outputs};
@@ -110,6 +110,8 @@ pub struct Step {
     pub block: Option<Arc<str>>,
     pub target: Arc<str>,
     pub threads: usize,
+    /// The target's device is a GPU.
+    pub on_gpu: bool,
     /// Steps that must have succeeded before this one runs, ascending: the inputs' steps and the gates, whose content is not
     /// part of the key.
     pub deps: Vec<StepId>,
@@ -157,7 +159,7 @@ impl Graph {
         &mut self,
         kind: StepKind,
         (subject, block): (Option<usize>, Option<Arc<str>>),
-        (target, threads): (&Arc<str>, usize),
+        (target, threads, on_gpu): (&Arc<str>, usize, bool),
         reads: &[(StepId, &'static str)],
         gates: &[(StepId, &'static str)],
         (own, shared): (KeyParts, &[&Arc<KeyParts>]),
@@ -179,7 +181,21 @@ impl Graph {
         let identity = format!("{}@{target}:{kind}", block.as_deref().unwrap_or_default()).into();
         let target = target.clone();
         let shared = shared.iter().map(|it| Arc::clone(it)).collect();
-        self.steps.push(Step { id, kind, subject, block, target, threads, deps, inputs, gates, own, shared, identity });
+        self.steps.push(Step {
+            id,
+            kind,
+            subject,
+            block,
+            target,
+            threads,
+            on_gpu,
+            deps,
+            inputs,
+            gates,
+            own,
+            shared,
+            identity,
+        });
         self.dependents.push(Vec::new());
         id
     }

@@ -85,6 +85,11 @@ impl PartChange {
         self.name.strip_prefix("block.").unwrap_or(&self.name)
     }
 
+    /// A file of the project that is in the key by the digest of its content.
+    pub fn is_file(&self) -> bool {
+        self.name.starts_with("shaders/")
+    }
+
     /// Not a value of the project: the part of kforge's own sources that does the step.
     pub fn is_recipe(&self) -> bool {
         self.name == "recipe" && self.old.is_some() && self.new.is_some()
@@ -96,6 +101,9 @@ impl fmt::Display for PartChange {
         let field = self.field();
         match (&self.old, &self.new) {
             _ if self.is_recipe() => f.write_str("kforge itself changed (`recipe`)"),
+            (Some(_), Some(_)) if self.is_file() => write!(f, "`{field}` changed"),
+            (None, Some(_)) if self.is_file() => write!(f, "`{field}` is new"),
+            (Some(_), None) if self.is_file() => write!(f, "`{field}` is gone"),
             (Some(old), Some(new)) => match list_change(old, new) {
                 Some(change) => write!(f, "`{field}` changed: {change}"),
                 None => write!(f, "`{field}` changed from {old} to {new}"),

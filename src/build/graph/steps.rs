@@ -1,12 +1,12 @@
 //! Which steps a build has, what each reads, and what its key is made of.
 //!
 //! A part must be here exactly if the step's output depends on it: one too few is a wrong result that is never rebuilt, one
-//! too many is work done again for nothing. The tests at the end hold this for every field of a block and every fact of a CPU.
+//! too many is work done again for nothing. The tests at the end hold this for every field of a block and every fact of a device.
 
 use super::{Graph, KeyParts, StepId, StepKind};
 use crate::{
     digest::Digest,
-    host::CpuFacts,
+    host::Device,
     manifest::spec::{BlockSpec, Pass},
     protocol::{blob, corpus::Case, recipe},
 };
@@ -27,9 +27,13 @@ pub struct BlockTarget {
     pub strategy: String,
     pub target: String,
     pub threads: usize,
+    /// What the target's kernels run on; blocks of one target share it.
+    pub device: Arc<Device>,
+    /// The target wants the softmax of attention on the CPU.
+    pub hybrid_softmax: bool,
 }
 
-/// How verify and benchmark work, where the manifest does not say.
+/// What all blocks have in common: how verify and benchmark work where the manifest does not say, and the project's own files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
     /// Of the random inputs that verify makes.
@@ -38,20 +42,26 @@ pub struct Rules {
     pub benchmark_ms: u64,
     /// The project's regression corpus, which verify replays.
     pub corpus: Vec<Case>,
+    /// The project's own shader templates, by file name.
+    pub shaders: BTreeMap<String, String>,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { seed: 1, benchmark_ms: 500, corpus: Vec::new() }
+        Self { seed: 1, benchmark_ms: 500, corpus: Vec::new(), shaders: BTreeMap::new() }
     }
 }
 
 /// The steps of a build of these blocks: for each block a row `ir -> plan -> compile -> verify -> benchmark -> report`.
-pub fn plan_build(blocks: &[BlockTarget], cpu: &CpuFacts, rules: &Rules) -> Graph {
+pub fn plan_build(blocks: &[BlockTarget], rules: &Rules) -> Graph {
     let mut graph = Graph::default();
-    let fingerprint = Arc::new(cpu_parts(cpu, |_| true));
-    let code = Arc::new(cpu_parts(cpu, decides_code));
-    let plans = Arc::new(cpu_parts(cpu, decides_plan));
+    let mut devices: Vec<(Arc<Device>, DeviceParts)> = Vec::new();
+    // Which of the project's own templates a block uses is found out by planning; the plan has the digests of those alone.
+    let mut shaders = KeyParts::new();
+    for (name, text) in &rules.shaders {
+        shaders.set(format!("shaders/{name}"), Digest::of(text.as_bytes()).to_string());
+    }
+    let (shaders, no_shaders) = (Arc::new(shaders), Arc::new(KeyParts::new()));
     let mut corpus = KeyParts::new();
     corpus.set_fields("corpus", &rules.corpus);
     let corpus = Arc::new(corpus);
@@ -62,32 +72,43 @@ pub fn plan_build(blocks: &[BlockTarget], cpu: &CpuFacts, rules: &Rules) -> Grap
         let spec = Arc::new(texts.share(block_parts(&block.spec)));
         let name: Arc<str> = block.name.as_str().into();
         let target = targets.entry(&block.target).or_insert_with(|| block.target.as_str().into()).clone();
+        let gpu = matches!(*block.device, Device::Gpu(_));
         type Reads<'a> = &'a [(StepId, &'static str)];
         type Groups<'a> = &'a [&'a Arc<KeyParts>];
         let mut push = |kind: StepKind, reads: Reads<'_>, gates: Reads<'_>, (own, shared): (KeyParts, Groups<'_>)| {
             let own = (texts.share(own), shared);
-            graph.push(kind, (Some(subject), Some(name.clone())), (&target, block.threads), reads, gates, own)
+            graph.push(kind, (Some(subject), Some(name.clone())), (&target, block.threads, gpu), reads, gates, own)
         };
         let threads = block.threads;
+        let known = devices.iter().position(|it| Arc::ptr_eq(&it.0, &block.device) || it.0 == block.device);
+        let known = known.unwrap_or_else(|| {
+            devices.push((Arc::clone(&block.device), DeviceParts::new(&block.device)));
+            devices.len() - 1
+        });
+        let DeviceParts { fingerprint, code, plans } = &devices[known].1;
 
         let mut own = params(StepKind::Ir, &recipe::IR).with("name", &name);
         own.set_fields("passes", &block.passes);
         let ir = push(StepKind::Ir, &[], &[], (own, &[&spec]));
 
-        let own = params(StepKind::Plan, &recipe::PLAN)
+        let mut own = params(StepKind::Plan, &recipe::PLAN)
             .with("name", &name)
             .with("strategy", &block.strategy)
             .with("target", &target)
             .with("threads", threads);
-        let plan = push(StepKind::Plan, &[(ir, blob::STAGES)], &[], (own, &[&plans]));
+        if gpu {
+            own.set("target.hybrid-softmax", block.hybrid_softmax.to_string());
+        }
+        let shaders = if gpu { &shaders } else { &no_shaders };
+        let plan = push(StepKind::Plan, &[(ir, blob::STAGES)], &[], (own, &[plans, shaders]));
 
         let own = params(StepKind::Compile, &recipe::COMPILE);
-        let compile = push(StepKind::Compile, &[(ir, blob::STAGES), (plan, blob::PLAN)], &[], (own, &[&code]));
+        let compile = push(StepKind::Compile, &[(ir, blob::STAGES), (plan, blob::PLAN)], &[], (own, &[code]));
 
         // The oracle evaluates the block as the manifest says, not as the IR says: it reads every field.
         let own = params(StepKind::Verify, &recipe::VERIFY).with("seed", rules.seed).with("threads", threads);
         let reads = [(compile, blob::OBJECT), (compile, blob::KERNEL), (plan, blob::PLAN)];
-        let verify = push(StepKind::Verify, &reads, &[], (own, &[&spec, &fingerprint, &corpus]));
+        let verify = push(StepKind::Verify, &reads, &[], (own, &[&spec, fingerprint, &corpus]));
 
         // Verify is a gate: a kernel whose audit does not cover it is not measured, but what the audit says in detail does not
         // change the measured times. The plan goes with it, because the audit is of one plan.
@@ -96,7 +117,7 @@ pub fn plan_build(blocks: &[BlockTarget], cpu: &CpuFacts, rules: &Rules) -> Grap
             .with("time-ms", rules.benchmark_ms);
         let reads = [(compile, blob::OBJECT), (compile, blob::KERNEL)];
         let benchmark =
-            push(StepKind::Benchmark, &reads, &[(plan, blob::PLAN), (verify, blob::AUDIT)], (own, &[&fingerprint]));
+            push(StepKind::Benchmark, &reads, &[(plan, blob::PLAN), (verify, blob::AUDIT)], (own, &[fingerprint]));
 
         let own = params(StepKind::Report, &recipe::REPORT)
             .with("name", &name)
@@ -109,7 +130,7 @@ pub fn plan_build(blocks: &[BlockTarget], cpu: &CpuFacts, rules: &Rules) -> Grap
             (verify, blob::AUDIT),
             (benchmark, blob::BENCHMARK),
         ];
-        push(StepKind::Report, &reads, &[], (own, &[&spec, &fingerprint]));
+        push(StepKind::Report, &reads, &[], (own, &[&spec, fingerprint]));
     }
     graph
 }
@@ -162,19 +183,41 @@ pub(super) fn serialized_block_parts(spec: &impl Serialize) -> KeyParts {
     parts
 }
 
-/// The CPU's facts that `wanted` selects, by their serde names, as `cpu.<fact>`.
-fn cpu_parts(cpu: &CpuFacts, wanted: impl Fn(&str) -> bool) -> KeyParts {
-    let mut all = KeyParts::new();
-    all.set_fields("cpu", cpu);
-    all.iter().filter(|it| wanted(it.0)).collect()
+/// A device's facts as parts of keys: `cpu.<fact>` or `gpu.<fact>`, by their serde names.
+struct DeviceParts {
+    /// All of them, for what runs on it.
+    fingerprint: Arc<KeyParts>,
+    /// Those that the generated code depends on.
+    code: Arc<KeyParts>,
+    /// Those that schedules are computed from.
+    plans: Arc<KeyParts>,
 }
 
-/// The number of cores decides how work is spread when it runs, not the code.
+impl DeviceParts {
+    fn new(device: &Device) -> Self {
+        let mut all = KeyParts::new();
+        match device {
+            Device::Cpu(cpu) => all.set_fields("cpu", cpu),
+            Device::Gpu(gpu) => all.set_fields("gpu", gpu),
+        }
+        let only = |wanted: fn(&str) -> bool| Arc::new(all.iter().filter(|it| wanted(it.0)).collect());
+        Self { code: only(decides_code), plans: only(decides_plan), fingerprint: Arc::new(all) }
+    }
+}
+
+/// What the generator of code may look at. The number of cores decides how work is spread when it runs, not the code. WGSL is
+/// generated from features and limits, whatever the GPU is called: the driver compiles it when it runs.
 fn decides_code(fact: &str) -> bool {
-    fact != "cpu.cores"
+    fact != "cpu.cores" && !names_a_gpu(fact)
 }
 
-/// What the schedules are computed from. The model's name decides no schedule: equal caches and vectors get equal plans.
+/// What the schedules are computed from. The model's name decides no schedule: equal caches and vectors, equal features
+/// and limits get equal plans.
 fn decides_plan(fact: &str) -> bool {
-    !matches!(fact, "cpu.model")
+    fact != "cpu.model" && !names_a_gpu(fact)
+}
+
+/// Which model of its maker the GPU is, and which driver it has.
+fn names_a_gpu(fact: &str) -> bool {
+    matches!(fact, "gpu.name" | "gpu.device" | "gpu.driver" | "gpu.driver-version")
 }

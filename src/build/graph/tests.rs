@@ -8,10 +8,16 @@ mod text;
 use super::{BlockTarget, Built, Graph, History, Outputs, Recorded, Rules, StepId, plan_build};
 use crate::{
     digest::Digest,
-    host::CpuFacts,
+    host::{
+        CpuFacts,
+        gpu::{CooperativeShape, GpuFacts, GpuFeature, GpuKind},
+    },
     manifest::spec::{Activation, AttentionSpec, BlockSpec, Dtype, MlpSpec, NormKind, NormSpec, Pass, RowsSpec},
 };
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 /// A history in maps, with the same meaning as the store.
 #[derive(Default, Clone)]
@@ -124,6 +130,8 @@ pub fn block(name: &str, spec: BlockSpec) -> BlockTarget {
         strategy: "heuristic".to_owned(),
         target: "cpu".to_owned(),
         threads: 1,
+        device: Arc::new(cpu().into()),
+        hybrid_softmax: false,
     }
 }
 
@@ -141,8 +149,37 @@ pub fn cpu() -> CpuFacts {
     }
 }
 
+pub fn gpu() -> GpuFacts {
+    GpuFacts {
+        name: "Test GPU".to_owned(),
+        kind: GpuKind::Discrete,
+        vendor: 1,
+        device: 2,
+        api: "vulkan".to_owned(),
+        driver: "test".to_owned(),
+        driver_version: "1.0".to_owned(),
+        features: vec![GpuFeature::F16, GpuFeature::Subgroups],
+        subgroup_min: 32,
+        subgroup_max: 32,
+        workgroup_memory: 48 << 10,
+        workgroup_invocations: 1024,
+        workgroup_x: 1024,
+        workgroups: 65535,
+        buffer_bytes: 1 << 40,
+        binding_bytes: 1 << 31,
+        bindings: 16,
+        binding_alignment: 32,
+        cooperative: vec![CooperativeShape { m: 16, n: 16, k: 16, operand_bits: 16, accumulator_bits: 32 }],
+    }
+}
+
+/// A block for a GPU.
+pub fn gpu_block(name: &str, spec: BlockSpec) -> BlockTarget {
+    BlockTarget { target: "gpu".to_owned(), device: Arc::new(gpu().into()), ..block(name, spec) }
+}
+
 pub fn graph(blocks: &[BlockTarget]) -> Graph {
-    plan_build(blocks, &cpu(), &Rules::default())
+    plan_build(blocks, &Rules::default())
 }
 
 /// Identities of the steps that ran.

@@ -2,16 +2,14 @@
 
 use crate::{
     build::graph::BlockTarget,
-    manifest::spec::{AttentionSpec, BlockSpec, MlpSpec, Pass, RowsSpec},
+    manifest::spec::{AttentionSpec, BlockSpec, MlpSpec, RowsSpec},
 };
 
 /// A block whose mutants are judged.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Subject {
-    pub name: String,
-    pub spec: BlockSpec,
-    pub passes: Vec<Pass>,
-    pub threads: usize,
+    /// With the specification that is mutated.
+    pub block: BlockTarget,
     /// It has the structure of the manifest's block and smaller sizes.
     pub scaled: bool,
 }
@@ -26,10 +24,8 @@ pub fn subjects(blocks: &[BlockTarget]) -> Vec<Subject> {
         let scaled = weights(&block.spec) + activations(&block.spec) > SMALL;
         let spec = worth_mutating(&block.spec);
         let spec = if scaled { scale(&spec) } else { spec };
-        let subject =
-            Subject { name: block.name.clone(), spec, passes: block.passes.clone(), threads: block.threads, scaled };
-        let same =
-            |it: &Subject| (&it.spec, &it.passes, it.threads) == (&subject.spec, &subject.passes, subject.threads);
+        let subject = Subject { block: BlockTarget { spec, ..block.clone() }, scaled };
+        let same = |it: &Subject| BlockTarget { name: block.name.clone(), ..it.block.clone() } == subject.block;
         if !subjects.iter().any(same) {
             subjects.push(subject);
         }
@@ -123,7 +119,11 @@ fn scale_mlp(it: &mut MlpSpec, d_model: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::spec::{Activation, Dtype, NormKind, NormSpec};
+    use crate::{
+        host::CpuFacts,
+        manifest::spec::{Activation, Dtype, NormKind, NormSpec},
+    };
+    use std::sync::Arc;
 
     fn transformer(seq: usize, d_model: usize, heads: usize, kv_heads: usize) -> BlockTarget {
         let attention = AttentionSpec {
@@ -146,6 +146,8 @@ mod tests {
             strategy: "heuristic".to_owned(),
             target: "cpu".to_owned(),
             threads: 1,
+            device: Arc::new(CpuFacts::detect().into()),
+            hybrid_softmax: false,
         }
     }
 
@@ -153,15 +155,15 @@ mod tests {
     fn a_small_block_is_taken_as_it_is() {
         let block = transformer(16, 64, 4, 4);
         let subjects = subjects(std::slice::from_ref(&block));
-        assert_eq!((&subjects[0].spec, subjects[0].scaled), (&block.spec, false));
+        assert_eq!((&subjects[0].block.spec, subjects[0].scaled), (&block.spec, false));
     }
 
     #[test]
     fn large_blocks_of_one_structure_become_one_subject() {
         let blocks = [transformer(1, 768, 12, 12), transformer(128, 768, 12, 12), transformer(512, 768, 12, 12)];
-        let names: Vec<_> = subjects(&blocks).into_iter().map(|it| it.name).collect();
+        let names: Vec<_> = subjects(&blocks).into_iter().map(|it| it.block.name).collect();
         assert_eq!(names, ["block-s1", "block-s128"]);
-        assert!(matches!(subjects(&blocks)[0].spec, BlockSpec::Mlp { .. }));
+        assert!(matches!(subjects(&blocks)[0].block.spec, BlockSpec::Mlp { .. }));
     }
 
     #[test]

@@ -4,13 +4,14 @@ use super::subject::Subject;
 use crate::{
     build::{
         engine::{
-            action::{limits, propose},
+            action::{limits, with_driver},
             worker::{Leash, Request, Seat, Toolchain, WorkerError},
         },
-        graph::StepKind,
+        graph::{BlockTarget, StepKind},
+        search,
     },
     digest::Digest,
-    host::CpuFacts,
+    host::Device,
     protocol::{
         ActionKind, Failure, FailureKind, Limits, blob,
         corpus::{Case, Witness},
@@ -74,7 +75,8 @@ pub struct Laboratory<'a> {
     pub toolchain: &'a Toolchain,
     pub leash: &'a Leash,
     pub cas: &'a Cas,
-    pub cpu: &'a CpuFacts,
+    /// The project's own shader templates.
+    pub shaders: &'a BTreeMap<String, String>,
     /// Trials at a time.
     pub jobs: usize,
     /// Of the verifier's inputs; drawn anew for every run of the command.
@@ -87,13 +89,15 @@ impl Laboratory<'_> {
     /// Builds the subject, checks that the verifier accepts it, and has its mutants listed.
     pub fn prepare(&self, subject: &Subject) -> Result<Prepared, MutateError> {
         let mut seat = Seat::new(self.toolchain, self.leash);
-        let failed = |failure| MutateError::Step { block: subject.name.clone(), failure };
+        let failed = |failure| MutateError::Step { block: subject.block.name.clone(), failure };
         let mut ask = |kind, inputs: &BTreeMap<String, Digest>, like| -> Result<_, MutateError> {
-            let request = Request { kind, inputs: inputs.clone(), limits: limits(like) };
+            let limits = with_driver(limits(like), &kind);
+            let request = Request { kind, inputs: inputs.clone(), limits };
             Ok(seat.execute(&request)?.map_err(failed)?.outputs)
         };
-        let Subject { name, spec, passes, threads, .. } = subject;
-        let (block, passes, threads, cpu, seed) = (spec.clone(), passes.clone(), *threads, self.cpu.clone(), self.seed);
+        let BlockTarget { name, spec, passes, threads, device, target, hybrid_softmax, .. } = &subject.block;
+        let (block, passes, threads, seed) = (spec.clone(), passes.clone(), *threads, self.seed);
+        let device = Device::clone(device);
         let ir = ActionKind::Ir {
             name: name.clone(),
             block: block.clone(),
@@ -101,15 +105,17 @@ impl Laboratory<'_> {
             origins: BTreeMap::new(),
         };
         let mut inputs = ask(ir, &BTreeMap::new(), StepKind::Ir)?;
-        let plan = propose(&self.read(subject, &inputs, blob::STAGES)?, self.cpu, name, "cpu");
+        let stages = self.read(subject, &inputs, blob::STAGES)?;
+        let plan = search::plan(&stages, (name, target), (&device, *hybrid_softmax), self.shaders);
+        let shaders = search::templates::of_plan(&plan, self.shaders).map_err(|it| failed(it.into()))?;
         let plan = serde_json::to_vec_pretty(&plan).map_err(|error| failed(internal(error.to_string())))?;
         let plan = self.cas.put(&plan).map_err(|error| failed(Failure::new(FailureKind::Io, error.to_string())))?;
         inputs.insert(blob::PLAN.to_owned(), plan);
-        inputs.extend(ask(ActionKind::Compile { cpu: cpu.clone() }, &inputs, StepKind::Compile)?);
+        inputs.extend(ask(ActionKind::Compile { device: device.clone(), shaders }, &inputs, StepKind::Compile)?);
         let corpus = self.corpus.to_vec();
-        let verify = ActionKind::Verify { block: block.clone(), cpu: cpu.clone(), threads, seed, corpus };
+        let verify = ActionKind::Verify { block: block.clone(), device: device.clone(), threads, seed, corpus };
         ask(verify, &inputs, StepKind::Verify)?;
-        let listed = ask(ActionKind::ListMutants { block, passes, cpu }, &inputs, StepKind::Ir)?;
+        let listed = ask(ActionKind::ListMutants { block, passes, device }, &inputs, StepKind::Ir)?;
         let mutants = self.read(subject, &listed, blob::MUTANTS)?;
         Ok(Prepared { subject: subject.clone(), inputs, mutants })
     }
@@ -148,17 +154,17 @@ impl Laboratory<'_> {
     }
 
     fn judge(&self, seat: &mut Seat<'_>, prepared: &Prepared, mutant: &Mutant) -> Result<Trial, MutateError> {
-        let Subject { name, spec, passes, threads, .. } = &prepared.subject;
+        let BlockTarget { name, spec, passes, threads, device, .. } = &prepared.subject.block;
         let kind = ActionKind::Mutant {
             block: spec.clone(),
             passes: passes.clone(),
-            cpu: self.cpu.clone(),
+            device: Device::clone(device),
             threads: *threads,
             seed: self.seed,
             corpus: self.corpus.to_vec(),
             mutant: mutant.id.clone(),
         };
-        let limits = Limits { wall_ms: WALL_MS, memory_bytes: MEMORY };
+        let limits = with_driver(Limits { wall_ms: WALL_MS, memory_bytes: MEMORY }, &kind);
         let request = Request { kind, inputs: prepared.inputs.clone(), limits };
         let start = Instant::now();
         let outcome = seat.execute(&request)?;
@@ -187,7 +193,7 @@ impl Laboratory<'_> {
         outputs: &BTreeMap<String, Digest>,
         name: &str,
     ) -> Result<T, MutateError> {
-        let failed = |failure| MutateError::Step { block: subject.name.clone(), failure };
+        let failed = |failure| MutateError::Step { block: subject.block.name.clone(), failure };
         let digest = outputs.get(name).ok_or_else(|| failed(internal(format!("the worker made no `{name}`"))))?;
         let bytes = self.cas.get(digest);
         let bytes = bytes.map_err(|error| failed(Failure::new(FailureKind::MissingBlob, error.to_string())))?;

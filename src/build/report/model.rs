@@ -2,7 +2,7 @@
 
 use crate::{
     digest::Digest,
-    host::CpuFacts,
+    host,
     manifest::spec::BlockSpec,
     plan::{Plan, stage::StageGraph},
     protocol::{Benchmark, Ceilings, Gate, GateResult, GateStatus, PassReport, StageBenchmark, Timing, Verdict},
@@ -18,7 +18,7 @@ pub struct Inputs<'a> {
     pub block: &'a str,
     pub target: &'a str,
     pub spec: &'a BlockSpec,
-    pub cpu: &'a CpuFacts,
+    pub device: &'a host::Device,
     pub stages: &'a StageGraph,
     pub passes: &'a [PassReport],
     pub plan: &'a Plan,
@@ -50,7 +50,8 @@ pub struct BlockReport {
 #[serde(rename_all = "kebab-case")]
 pub struct Device {
     pub fingerprint: Digest,
-    pub cpu: CpuFacts,
+    #[serde(flatten)]
+    pub facts: host::Device,
     pub ceilings: Ceilings,
 }
 
@@ -127,7 +128,7 @@ pub struct StageReport {
 
 impl BlockReport {
     pub fn new(inputs: &Inputs<'_>) -> Self {
-        let Inputs { cpu, plan, benchmark, .. } = *inputs;
+        let Inputs { device, plan, benchmark, .. } = *inputs;
         let ceilings = &benchmark.ceilings;
         let total: f64 = benchmark.stages.iter().map(|it| it.timing.median_ns).sum();
         let stage = |it: &StageBenchmark| StageReport {
@@ -142,7 +143,7 @@ impl BlockReport {
             block: inputs.block.to_owned(),
             target: inputs.target.to_owned(),
             spec: inputs.spec.clone(),
-            device: Device { fingerprint: cpu.fingerprint(), cpu: cpu.clone(), ceilings: ceilings.clone() },
+            device: Device { fingerprint: device.fingerprint(), facts: device.clone(), ceilings: ceilings.clone() },
             plan: PlanSummary {
                 digest: inputs.plan_digest,
                 strategy: plan.provenance.strategy.clone(),

@@ -5,6 +5,7 @@ use super::{
     terminal,
 };
 use crate::{
+    host::Device,
     plan::{
         one_line,
         schedule::Schedule,
@@ -43,16 +44,20 @@ pub fn text(record: &Record<'_>, width: usize, color: bool) -> String {
     line("plan", format!("{} by {}, {} {trials}", audit.plan_digest.short(), provenance.strategy, provenance.trials));
     line("workload", format!("{}, signature {}", audit.workload.spec.kind_name(), audit.workload.signature.short()));
     line("object", audit.object.map_or_else(|| "none".to_owned(), |it| it.short()));
-    line("device", format!("{}, fingerprint {}", audit.device.cpu.model, audit.device.fingerprint.short()));
-    let threads = if audit.threads == 1 { "thread" } else { "threads" };
+    line("device", format!("{}, fingerprint {}", audit.device.facts.shown(), audit.device.fingerprint.short()));
+    let on = match (&audit.device.facts, audit.threads) {
+        (Device::Gpu(_), _) => String::new(),
+        (Device::Cpu(_), 1) => " on 1 thread".to_owned(),
+        (Device::Cpu(_), threads) => format!(" on {threads} threads"),
+    };
     let wall = terminal::duration(audit.wall_us as f64 * 1e3);
     let seed = audit.seed.map_or_else(String::new, |it| format!(", seed {it}"));
-    line("verified", format!("in {wall} on {} {threads}{seed}", audit.threads));
+    line("verified", format!("in {wall}{on}{seed}"));
 
     text.push('\n');
     let names = stages.stages.iter().map(|it| it.name.chars().count()).max().unwrap_or(0);
     for stage in &stages.stages {
-        text += &format!("{:<names$}  {}\n", stage.name, schedule(audit, stage));
+        text += &format!("{:<names$}  {}\n", stage.name, schedule(audit, stages, stage));
     }
     if let Some(verdict) = &audit.verdict {
         // With the gate that looks at the measurement, where there was one.
@@ -61,16 +66,19 @@ pub fn text(record: &Record<'_>, width: usize, color: bool) -> String {
     }
     if let Some(report) = report {
         text += &format!("\n{}", terminal::stages(report, width, color));
-        text += &format!("{}\n", terminal::ceilings(&report.device.ceilings));
+        text += &format!("{}\n", terminal::ceilings(&report.device.facts, &report.device.ceilings));
     }
     text
 }
 
 /// The schedule that the stage was generated with: the plan's, or the plain one where no pass asked for one.
-fn schedule(audit: &Audit, stage: &Stage) -> String {
+fn schedule(audit: &Audit, stages: &StageGraph, stage: &Stage) -> String {
     match audit.plan.stages.get(&stage.name).filter(|_| stage.scheduled) {
         Some(schedule) => one_line(schedule),
         None if stage.scheduled => "not in the plan".to_owned(),
-        None => format!("{}, plain", one_line(&Schedule::plain(&stage.op, audit.device.cpu.lanes))),
+        None => format!(
+            "{}, plain",
+            one_line(&Schedule::plain(&stage.op, stages.tensor(stage.output).dtype, &audit.device.facts))
+        ),
     }
 }

@@ -2,7 +2,10 @@
 //! are left out, the least telling first; what is left out is in `report.json`.
 
 use super::model::{BlockReport, GateSummary, Measured, Verification};
-use crate::protocol::{Ceilings, Gate, GateStatus};
+use crate::{
+    host::Device,
+    protocol::{Ceilings, Gate, GateStatus},
+};
 use anstyle::{AnsiColor, Style};
 
 /// How this build came by a row.
@@ -42,6 +45,10 @@ impl Line {
             cells.push(report.stages.len().to_string());
             cells.extend(measured(&report.measured).map(|it| it.0));
             cells.push(report.verification.worst_ratio.map_or_else(absent, bound_share));
+            // The CPU is the one that kforge runs on; a GPU is one of several, and perhaps no real one.
+            if let Device::Gpu(gpu) = &report.device.facts {
+                cells.push(gpu.shown());
+            }
         }
         Self { state, cells }
     }
@@ -50,7 +57,8 @@ impl Line {
 /// The table of a build. `width` is that of the terminal, in characters.
 pub fn table(lines: &[Line], width: usize, color: bool) -> String {
     const SPREAD: usize = 4;
-    let mut table = Table::new(&[
+    const FIGURES: usize = 9;
+    let mut columns = vec![
         Column { title: "block@target", right: false, worth: 9 },
         Column { title: "status", right: false, worth: 9 },
         Column { title: "stages", right: true, worth: 1 },
@@ -61,7 +69,11 @@ pub fn table(lines: &[Line], width: usize, color: bool) -> String {
         Column { title: "GB/s", right: true, worth: 4 },
         Column { title: "of memory", right: true, worth: 3 },
         Column { title: "error/bound", right: true, worth: 6 },
-    ]);
+    ];
+    if lines.iter().any(|it| it.cells.len() > FIGURES) {
+        columns.push(Column { title: "device", right: false, worth: 5 });
+    }
+    let mut table = Table::new(&columns);
     for line in lines {
         let status = match &line.state {
             State::Failed(step) => (format!("failed: {step}"), RED),
@@ -80,9 +92,13 @@ pub fn table(lines: &[Line], width: usize, color: bool) -> String {
 }
 
 /// What the measured shares are shares of.
-pub fn ceilings(it: &Ceilings) -> String {
-    let threads = if it.threads == 1 { "1 thread".to_owned() } else { format!("{} threads", it.threads) };
-    format!("{threads}: {:.1} GFLOP/s peak, {:.1} GB/s memory", it.gflops, it.gigabytes_per_s)
+pub fn ceilings(device: &Device, it: &Ceilings) -> String {
+    let of = match (device, it.threads) {
+        (Device::Gpu(gpu), _) => gpu.shown(),
+        (Device::Cpu(_), 1) => "1 thread".to_owned(),
+        (Device::Cpu(_), threads) => format!("{threads} threads"),
+    };
+    format!("{of}: {:.1} GFLOP/s peak, {:.1} GB/s memory", it.gflops, it.gigabytes_per_s)
 }
 
 /// One row for each gate that ran.

@@ -4,8 +4,12 @@ use super::{
     terminal::{self, Line, State},
 };
 use crate::{
+    build::graph::tests::gpu,
     digest::Digest,
-    host::CpuFacts,
+    host::{
+        CpuFacts, Device,
+        gpu::{GpuFacts, GpuKind},
+    },
     manifest::spec::{BlockSpec, Dtype, NormKind, NormSpec, Pass},
     plan::{
         PLAN_VERSION, Plan, Provenance,
@@ -70,8 +74,8 @@ fn stages() -> StageGraph {
     }
 }
 
-fn cpu() -> CpuFacts {
-    CpuFacts {
+fn device() -> Device {
+    Device::Cpu(CpuFacts {
         arch: "x86_64".to_owned(),
         model: "Example CPU".to_owned(),
         isa: vec!["avx2".to_owned(), "fma".to_owned()],
@@ -81,7 +85,7 @@ fn cpu() -> CpuFacts {
         l2: 512 << 10,
         l3: 0,
         cores: 2,
-    }
+    })
 }
 
 fn plan() -> Plan {
@@ -91,11 +95,16 @@ fn plan() -> Plan {
         target: "cpu".to_owned(),
         provenance: Provenance { strategy: "heuristic".to_owned(), trials: 0 },
         stages: BTreeMap::new(),
+        shaders: BTreeMap::new(),
     }
 }
 
 /// The report of a microblock.
 fn report(verdict: &Verdict) -> BlockReport {
+    report_on(&device(), verdict)
+}
+
+fn report_on(device: &Device, verdict: &Verdict) -> BlockReport {
     let flops = stages().flops();
     let measured = |name: &str, op: &str, nanoseconds, flops, bytes| StageBenchmark {
         name: name.to_owned(),
@@ -105,6 +114,7 @@ fn report(verdict: &Verdict) -> BlockReport {
         bytes,
     };
     let benchmark = Benchmark {
+        clock: Default::default(),
         version: 1,
         threads: 1,
         ceilings: Ceilings { threads: 1, gflops: 118.0, gigabytes_per_s: 20.0 },
@@ -119,7 +129,7 @@ fn report(verdict: &Verdict) -> BlockReport {
         block: "micro",
         target: "cpu",
         spec: &spec(),
-        cpu: &cpu(),
+        device,
         stages: &stages(),
         passes: &[PassReport { pass: Pass::TileMatmul, created: 0, changed: 1, erased: 0 }],
         plan: &plan(),
@@ -204,13 +214,44 @@ fn times_have_three_digits_and_a_fitting_unit() {
     assert_eq!(shown, ["0.50 ns", "999 ns", "1.00 µs", "1.23 µs", "45.7 µs", "20.1 ms", "1.00 s", "3.20 s", "4000 s"]);
 }
 
+fn software_gpu() -> Device {
+    Device::Gpu(GpuFacts { name: "llvmpipe".to_owned(), kind: GpuKind::Software, ..gpu() })
+}
+
+#[test]
+fn a_row_of_a_gpu_names_it_and_says_if_it_is_none() {
+    let on_gpu = report_on(&software_gpu(), &verdict());
+    let lines = [
+        Line::new("micro", "cpu", State::Built, Some(&report(&verdict()))),
+        Line::new("micro", "gpu", State::Built, Some(&on_gpu)),
+    ];
+    insta::assert_snapshot!(terminal::table(&lines, 160, false), @"
+    block@target  status    stages    time  spread  GFLOP/s  of peak  GB/s  of memory  error/bound  device
+    micro@cpu     verified       2  200 µs   ±3.0%     83.9      71%   2.0        10%         0.25
+    micro@gpu     verified       2  200 µs   ±3.0%     83.9      71%   2.0        10%         0.25  llvmpipe (software)
+    ");
+    assert!(!terminal::table(&lines[..1], 160, false).contains("device"));
+}
+
+#[test]
+fn the_record_of_a_gpu_names_it_and_no_threads() {
+    let mut audit = audit(verdict(), None);
+    audit.device.facts = software_gpu();
+    let report = report_on(&software_gpu(), &verdict());
+    let text = record::text(&Record { audit: &audit, stages: &stages(), report: Some(&report) }, 120, false);
+    assert!(text.contains("device    llvmpipe (software), fingerprint "), "{text}");
+    assert!(text.contains("verified  in 12.3 ms, seed 7\n"), "{text}");
+    assert!(text.contains("\nllvmpipe (software): 118.0 GFLOP/s peak, 20.0 GB/s memory\n"), "{text}");
+}
+
 fn audit(verdict: Verdict, rejection: Option<Rejection>) -> Audit {
     let mut plan = plan();
     let stages = stages();
-    plan.stages.insert("matmul".to_owned(), Schedule::plain(&stages.stages[0].op, 8));
+    plan.stages.insert("matmul".to_owned(), Schedule::plain(&stages.stages[0].op, Dtype::F32, &device()));
     let (object, plan_digest) = (Some(Digest::of(b"object")), Digest::of(b"plan"));
-    let (block, cpu) = (&spec(), &cpu());
-    let subject = Subject { plan: &plan, plan_digest, block, stages: &stages, object, cpu, threads: 1, seed: Some(7) };
+    let (block, device) = (&spec(), &device());
+    let subject =
+        Subject { plan: &plan, plan_digest, block, stages: &stages, object, device, threads: 1, seed: Some(7) };
     subject.audit(Some(verdict), rejection, Duration::from_micros(12_340))
 }
 

@@ -6,6 +6,7 @@
 
 use crate::{
     host::CpuFacts,
+    manifest::spec::Dtype,
     plan::{
         schedule::{
             AttentionSchedule, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, PackB, Schedule, Split,
@@ -24,17 +25,17 @@ const UNROLL: usize = 2;
 /// A schedule for every stage that a pass asked one for, by stage name.
 pub fn propose(graph: &StageGraph, cpu: &CpuFacts) -> BTreeMap<String, Schedule> {
     let scheduled = graph.stages.iter().filter(|it| it.scheduled);
-    scheduled.map(|it| (it.name.clone(), schedule(&it.op, cpu))).collect()
+    scheduled.map(|it| (it.name.clone(), schedule(&it.op, graph.tensor(it.output).dtype, cpu))).collect()
 }
 
-fn schedule(op: &StageOp, cpu: &CpuFacts) -> Schedule {
+fn schedule(op: &StageOp, dtype: Dtype, cpu: &CpuFacts) -> Schedule {
     let lanes = cpu.lanes;
     match *op {
-        StageOp::Matmul { m, n, k, .. } => Schedule::Matmul(matmul(m, n, k, cpu)),
+        StageOp::Matmul { m, n, k, .. } => Schedule::Matmul(matmul((m, n, k), dtype, cpu)),
         StageOp::Mlp { rows, d_model, d_ff, gated, .. } => {
-            let up = matmul(rows, d_ff, d_model, cpu);
-            // The kernel pads its hidden rows.
-            let down = MatmulSchedule { pack_a: false, ..matmul(rows, d_model, d_ff, cpu) };
+            let up = matmul((rows, d_ff, d_model), dtype, cpu);
+            // The kernel pads its hidden rows, which are f32.
+            let down = MatmulSchedule { pack_a: false, ..matmul((rows, d_model, d_ff), dtype, cpu) };
             // Every row block reads all weights again, so it is as large as a quarter of the last cache lets the hidden rows be.
             let row_bytes = d_ff * 4 * if gated { 2 } else { 1 };
             let fitting = (cpu.l3.max(cpu.l2) / 4 / row_bytes).max(BLOCK_ROWS);
@@ -65,7 +66,7 @@ fn tile(m: usize, n: usize, cpu: &CpuFacts) -> (usize, usize) {
     (m, widest.clamp(1, 4).min(available))
 }
 
-fn matmul(m: usize, n: usize, k: usize, cpu: &CpuFacts) -> MatmulSchedule {
+fn matmul((m, n, k): (usize, usize, usize), dtype: Dtype, cpu: &CpuFacts) -> MatmulSchedule {
     let (mr, vectors) = tile(m, n, cpu);
     let nr = vectors * cpu.lanes;
     // Depth: B's panel and A's block fill three quarters of L2; equal blocks, so that none is short.
@@ -81,8 +82,9 @@ fn matmul(m: usize, n: usize, k: usize, cpu: &CpuFacts) -> MatmulSchedule {
         kc,
         unroll: UNROLL,
         order: TileOrder::ColumnsOutside,
-        // Rows a multiple of 4 KiB apart share a set of L1, which a tile's rows then fight over.
-        pack_a: m >= mr && mr > 1 && k.is_multiple_of(1024),
+        // Rows a multiple of 4 KiB apart share a set of L1, which a tile's rows then fight over. A copy of f16 is widened, once
+        // instead of for every panel.
+        pack_a: dtype == Dtype::F16 || m >= mr && mr > 1 && k.is_multiple_of(1024),
         pack_b: PackB::Ahead,
         // One row tile has no time to ask ahead in: the hardware's own prefetcher keeps up.
         prefetch: m >= 4 * mr,
@@ -108,14 +110,18 @@ fn attention(seq: usize, head_dim: usize, cpu: &CpuFacts) -> AttentionSchedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{
-        constraint,
-        stage::{Stage, TensorId},
+    use crate::{
+        host::Device,
+        plan::{
+            constraint,
+            stage::{Stage, TensorId},
+        },
     };
     use proptest::prelude::*;
 
     fn cpu(lanes: usize, vector_registers: usize, l2: usize) -> CpuFacts {
-        CpuFacts { lanes, vector_registers, l2, ..CpuFacts::detect() }
+        let (arch, isa) = ("x86_64".to_owned(), vec!["f16c".to_owned()]);
+        CpuFacts { arch, isa, lanes, vector_registers, l2, ..CpuFacts::detect() }
     }
 
     fn ops() -> impl Strategy<Value = StageOp> {
@@ -150,21 +156,22 @@ mod tests {
         #![proptest_config(crate::testing::cases(256))]
         /// Whatever the shape and the machine, what the heuristic proposes passes gate V0.
         #[test]
-        fn every_proposal_is_legal(op in ops(), machine in 0usize..3) {
+        fn every_proposal_is_legal(op in ops(), machine in 0usize..3, half in any::<bool>()) {
+            let dtype = if half { Dtype::F16 } else { Dtype::F32 };
             let cpu = [cpu(16, 32, 1 << 20), cpu(8, 16, 256 << 10), cpu(4, 32, 512 << 10)][machine].clone();
-            let schedule = schedule(&op, &cpu);
+            let (schedule, device) = (schedule(&op, dtype, &cpu), Device::from(cpu));
             let stage = Stage { name: "s".into(), op, inputs: vec![], output: TensorId(0), scheduled: true };
-            prop_assert_eq!(constraint::check(&stage, &schedule, &cpu), Ok(()));
-            let plain = Schedule::plain(&stage.op, cpu.lanes);
-            prop_assert_eq!(constraint::check(&stage, &plain, &cpu), Ok(()));
+            prop_assert_eq!(constraint::check(&stage, dtype, &schedule, &device), Ok(()));
+            let plain = Schedule::plain(&stage.op, dtype, &device);
+            prop_assert_eq!(constraint::check(&stage, dtype, &plain, &device), Ok(()));
         }
     }
 
     #[test]
     fn a_wide_machine_gets_the_wide_tile() {
-        let wide = matmul(128, 768, 768, &cpu(16, 32, 1 << 20));
+        let wide = matmul((128, 768, 768), Dtype::F32, &cpu(16, 32, 1 << 20));
         assert_eq!((wide.mr, wide.nr, wide.kc), (8, 48, 768));
-        let narrow = matmul(128, 768, 3072, &cpu(8, 16, 256 << 10));
+        let narrow = matmul((128, 768, 3072), Dtype::F32, &cpu(8, 16, 256 << 10));
         assert_eq!((narrow.mr, narrow.nr), (6, 16));
         assert!(narrow.kc < 400 && 3072_usize.div_ceil(narrow.kc) * narrow.kc < 3072 + 4 * 9);
     }

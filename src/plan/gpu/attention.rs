@@ -1,10 +1,12 @@
 //! Attention on a GPU: softmax(scale q k^T + mask) v for each batch and query head.
 
-use super::device::Knobs;
 use crate::{
     host::gpu::{GpuFacts, GpuFeature},
     manifest::spec::Dtype,
-    plan::{constraint::Violation, stage::StageOp},
+    plan::{
+        constraint::{Knobs, Violation},
+        stage::StageOp,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -134,7 +136,7 @@ impl Online {
         }
     }
 
-    fn check(&self, shape: &AttentionShape, knobs: &Knobs<'_>) -> Result<(), Violation> {
+    fn check(&self, shape: &AttentionShape, knobs: &Knobs<'_, GpuFacts>) -> Result<(), Violation> {
         knobs.vector(self.vector, 4, "a head", shape.head_dim)?;
         knobs.invocations("threads", self.threads)?;
         knobs.range("tile-q", self.tile_q, 1, 1024, "query rows of a workgroup")?;
@@ -189,8 +191,8 @@ impl CooperativeAttention {
         }
     }
 
-    fn check(&self, shape: &AttentionShape, knobs: &Knobs<'_>) -> Result<(), Violation> {
-        let gpu = knobs.gpu;
+    fn check(&self, shape: &AttentionShape, knobs: &Knobs<'_, GpuFacts>) -> Result<(), Violation> {
+        let gpu = knobs.device;
         if shape.dtype != Dtype::F16 {
             return Err(knobs.violation("method", "cooperative", "multiplies f16: the block is f32"));
         }
@@ -264,7 +266,7 @@ impl HostSoftmax {
         }
     }
 
-    fn check(&self, shape: &AttentionShape, knobs: &Knobs<'_>) -> Result<(), Violation> {
+    fn check(&self, shape: &AttentionShape, knobs: &Knobs<'_, GpuFacts>) -> Result<(), Violation> {
         knobs.invocations("threads", self.threads)?;
         knobs.range("tile-q", self.tile_q, 1, 1024, "query rows of a workgroup")?;
         knobs.range("tile-k", self.tile_k, 1, 1024, "keys of a tile")?;

@@ -3,78 +3,67 @@
 use crate::{
     host::gpu::{GpuFacts, GpuFeature},
     manifest::spec::Dtype,
-    plan::constraint::{Numbers, Violation},
+    plan::constraint::{Knobs, Violation},
 };
-use std::ops::Deref;
-
-pub(super) struct Knobs<'a> {
-    numbers: Numbers<'a>,
-    pub gpu: &'a GpuFacts,
-}
-
-impl<'a> Deref for Knobs<'a> {
-    type Target = Numbers<'a>;
-
-    fn deref(&self) -> &Numbers<'a> {
-        &self.numbers
-    }
-}
-
-impl<'a> Knobs<'a> {
+impl<'a> Knobs<'a, GpuFacts> {
     pub fn new(stage: &'a str, gpu: &'a GpuFacts) -> Self {
-        Self { numbers: Numbers { stage }, gpu }
+        Self { stage, device: gpu }
     }
 
     /// Tensors of `dtype` can be stored, and a shader may have `bindings` of them, the largest of `elements`.
     pub fn tensors(&self, dtype: Dtype, bindings: usize, elements: usize) -> Result<(), Violation> {
-        if !self.gpu.stores(dtype) {
-            let rule = format!("cannot be stored: {} lacks `{}`", self.gpu.name, GpuFeature::F16.name());
+        if !self.device.stores(dtype) {
+            let rule = format!("cannot be stored: {} lacks `{}`", self.device.name, GpuFeature::F16.name());
             return Err(self.violation("dtype", dtype.name(), rule));
         }
-        let why = format!("storage buffers that a shader of {} may have", self.gpu.name);
-        self.range("bindings", bindings, 1, self.gpu.bindings, &why)?;
+        let why = format!("storage buffers that a shader of {} may have", self.device.name);
+        self.range("bindings", bindings, 1, self.device.bindings, &why)?;
         self.bytes("tensor-bytes", elements.saturating_mul(dtype.bytes()))
     }
 
     /// A buffer that a shader sees as a whole, and indexes with 32 bits.
     pub fn bytes(&self, knob: &str, bytes: usize) -> Result<(), Violation> {
-        let limit = self.gpu.binding_bytes.min(self.gpu.buffer_bytes);
+        let limit = self.device.binding_bytes.min(self.device.buffer_bytes);
         if bytes as u64 <= limit {
             return Ok(());
         }
-        let rule = format!("is more than the {limit} bytes that a shader of {} sees of a buffer", self.gpu.name);
+        let rule = format!("is more than the {limit} bytes that a shader of {} sees of a buffer", self.device.name);
         Err(self.violation(knob, bytes, rule))
     }
 
     pub fn feature(&self, knob: &str, value: impl ToString, feature: GpuFeature) -> Result<(), Violation> {
-        if self.gpu.has(feature) {
+        if self.device.has(feature) {
             return Ok(());
         }
-        Err(self.violation(knob, value, format!("needs `{}`: {} lacks it", feature.name(), self.gpu.name)))
+        Err(self.violation(knob, value, format!("needs `{}`: {} lacks it", feature.name(), self.device.name)))
     }
 
     /// Invocations of a workgroup, all in its first dimension.
     pub fn invocations(&self, knob: &str, count: usize) -> Result<(), Violation> {
-        let high = self.gpu.workgroup_invocations.min(self.gpu.workgroup_x);
-        self.range(knob, count, 1, high, &format!("invocations of a workgroup of {}", self.gpu.name))
+        let high = self.device.workgroup_invocations.min(self.device.workgroup_x);
+        self.range(knob, count, 1, high, &format!("invocations of a workgroup of {}", self.device.name))
     }
 
     pub fn workgroup_memory(&self, knob: &str, value: usize, bytes: usize) -> Result<(), Violation> {
-        if bytes <= self.gpu.workgroup_memory {
+        if bytes <= self.device.workgroup_memory {
             return Ok(());
         }
-        let rule =
-            format!("needs {bytes} bytes of workgroup memory: {} has {}", self.gpu.name, self.gpu.workgroup_memory);
+        let rule = format!(
+            "needs {bytes} bytes of workgroup memory: {} has {}",
+            self.device.name, self.device.workgroup_memory
+        );
         Err(self.violation(knob, value, rule))
     }
 
     /// Workgroups of one dimension of a dispatch.
     pub fn workgroups(&self, knob: &str, value: usize, count: usize) -> Result<(), Violation> {
-        if count <= self.gpu.workgroups {
+        if count <= self.device.workgroups {
             return Ok(());
         }
-        let rule =
-            format!("makes {count} workgroups in one dimension: {} dispatches {}", self.gpu.name, self.gpu.workgroups);
+        let rule = format!(
+            "makes {count} workgroups in one dimension: {} dispatches {}",
+            self.device.name, self.device.workgroups
+        );
         Err(self.violation(knob, value, rule))
     }
 

@@ -1,6 +1,25 @@
 //! Matrix products on a GPU: c = act(a w + bias) + residual, a [m, k], w [k, n].
 
+mod legal;
+mod space;
+
+pub use legal::{check, check_mlp};
+pub use space::candidates;
+
+use crate::{host::gpu::GpuFacts, manifest::spec::Dtype};
 use serde::{Deserialize, Serialize};
+
+/// What a schedule is for: a [m, k] times `weights` matrices [k, n].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Product {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    /// 2: an up projection and the gate that it is multiplied with.
+    pub weights: usize,
+    /// Of the operands and the result. Sums are f32.
+    pub dtype: Dtype,
+}
 
 /// How a matrix product is cut up. All sizes in elements unless said otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -23,8 +42,10 @@ pub struct Tiled {
     pub thread_n: usize,
     /// Elements of one load from and store to buffers: 1, 2 or 4. Divides k and n.
     pub vector: usize,
-    /// Buffers of workgroup memory: with 2 the next tile is loaded while this one is multiplied.
+    /// Tiles in workgroup memory: with 2 the next one is written while this one is read, and a step has one barrier instead of two.
     pub stages: usize,
+    /// The next tile is loaded into registers before this one is multiplied, and stored after.
+    pub prefetch: bool,
     /// Parts of K that different workgroups sum; a second dispatch adds them up.
     pub split_k: usize,
     /// Rows of workgroups that are walked together, so that neighbours share tiles of B in the last cache.
@@ -41,9 +62,11 @@ pub struct Cooperative {
     /// The part of the tile that one subgroup computes; the workgroup has `tile_m / subgroup_m * tile_n / subgroup_n` subgroups.
     pub subgroup_m: usize,
     pub subgroup_n: usize,
-    /// Elements of one load from buffers: 1, 2, 4 or 8. Divides k and n.
+    /// Elements of one load from buffers: 2, 4 or 8. Divides k and n.
     pub vector: usize,
+    /// As in [`Tiled`].
     pub stages: usize,
+    pub prefetch: bool,
     pub split_k: usize,
     pub swizzle: usize,
 }
@@ -72,4 +95,183 @@ pub struct GpuMlp {
     pub fuse_gate: bool,
     pub up: GpuMatmul,
     pub down: GpuMatmul,
+}
+
+/// The shape of a fused MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MlpShape {
+    pub rows: usize,
+    pub d_model: usize,
+    pub d_ff: usize,
+    pub gated: bool,
+    pub dtype: Dtype,
+}
+
+impl MlpShape {
+    /// The first product, or each of the first two.
+    pub const fn up(&self, fuse_gate: bool) -> Product {
+        let weights = if fuse_gate { 2 } else { 1 };
+        Product { m: self.rows, n: self.d_ff, k: self.d_model, weights, dtype: self.dtype }
+    }
+
+    pub const fn down(&self) -> Product {
+        Product { m: self.rows, n: self.d_model, k: self.d_ff, weights: 1, dtype: self.dtype }
+    }
+}
+
+/// The greatest of `widths` that divides both.
+fn widest(widths: &[usize], k: usize, n: usize) -> usize {
+    widths.iter().copied().filter(|it| k.is_multiple_of(*it) && n.is_multiple_of(*it)).max().unwrap_or(1)
+}
+
+impl Product {
+    /// The widest loads of A and B from buffers, of at most 16 bytes.
+    pub fn vector(&self) -> usize {
+        let widths: &[usize] = if self.dtype == Dtype::F16 { &[1, 2, 4, 8] } else { &[1, 2, 4] };
+        widest(widths, self.k, self.n)
+    }
+
+    /// Bytes of the sums of a split product.
+    pub const fn partial_bytes(&self, split_k: usize) -> u64 {
+        4 * (split_k * self.weights) as u64 * self.m as u64 * self.n as u64
+    }
+}
+
+impl Tiled {
+    /// Invocations of a workgroup.
+    pub const fn threads(&self) -> usize {
+        (self.tile_m / self.thread_m) * (self.tile_n / self.thread_n)
+    }
+
+    /// Rows of an invocation that lie next to each other, and are one load from workgroup memory.
+    pub const fn chunk_m(&self) -> usize {
+        chunk(self.thread_m)
+    }
+
+    pub const fn chunk_n(&self) -> usize {
+        chunk(self.thread_n)
+    }
+
+    /// Bytes.
+    pub const fn workgroup_memory(&self, weights: usize) -> usize {
+        // The rows of A's tile are a chunk longer than they need to be, against bank conflicts.
+        4 * self.stages * self.tile_k * (self.tile_m + self.chunk_m() + weights * self.tile_n)
+    }
+}
+
+/// The largest of 1, 2 and 4 that divides `elements`.
+const fn chunk(elements: usize) -> usize {
+    match elements % 4 {
+        0 => 4,
+        2 => 2,
+        _ => 1,
+    }
+}
+
+/// Where things lie in the workgroup memory of a cooperative product, in words of `vector` f16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct CooperativeLayout {
+    /// From row to row of A's tile and of each of B's. 16 bytes longer than the row, against bank conflicts.
+    pub stride_a: usize,
+    pub stride_b: usize,
+    pub a_words: usize,
+    /// Of each of B's tiles.
+    pub b_words: usize,
+    pub stage_words: usize,
+    /// The f32 sums leave a subgroup `strip` matrices at a time, of each weight.
+    pub strip: usize,
+    pub strip_stride: usize,
+    pub strip_words_of_weight: usize,
+    pub strip_words: usize,
+    pub pool_words: usize,
+}
+
+impl Cooperative {
+    pub const fn subgroups(&self) -> usize {
+        (self.tile_m / self.subgroup_m) * (self.tile_n / self.subgroup_n)
+    }
+
+    /// With matrices of `unit` x `unit`.
+    pub fn layout(&self, unit: usize, weights: usize) -> CooperativeLayout {
+        let pad = 8 / self.vector;
+        let (stride_a, stride_b) = (self.tile_k / self.vector + pad, self.tile_n / self.vector + pad);
+        let (a_words, b_words) = (self.tile_m * stride_a, self.tile_k * stride_b);
+        let stage_words = a_words + weights * b_words;
+        // A word has vector / 2 floats. 4 floats more than a strip's row, against bank conflicts.
+        let stride = |strip: usize| (strip * unit + 4) / (self.vector / 2);
+        let words = |strip: usize| self.subgroups() * weights * unit * stride(strip);
+        let tiles = self.stages * stage_words;
+        let matrices = self.subgroup_n / unit;
+        let fits = |strip: &usize| matrices.is_multiple_of(*strip) && words(*strip) <= tiles;
+        let strip = (1..=matrices).rev().find(fits).unwrap_or(1);
+        let strip_words_of_weight = unit * stride(strip);
+        CooperativeLayout {
+            stride_a,
+            stride_b,
+            a_words,
+            b_words,
+            stage_words,
+            strip,
+            strip_stride: stride(strip),
+            strip_words_of_weight,
+            strip_words: weights * strip_words_of_weight,
+            pool_words: tiles.max(words(strip)),
+        }
+    }
+
+    /// Bytes.
+    pub fn workgroup_memory(&self, unit: usize, weights: usize) -> usize {
+        2 * self.vector * self.layout(unit, weights).pool_words
+    }
+}
+
+impl Gemv {
+    /// Steps of K of one workgroup: a multiple of what it walks at once.
+    pub const fn part(&self, k: usize) -> usize {
+        let block = self.slices * self.unroll;
+        k.div_ceil(self.split_k).div_ceil(block) * block
+    }
+
+    /// Bytes.
+    pub const fn workgroup_memory(&self, m: usize, weights: usize) -> usize {
+        if self.slices > 1 { 4 * weights * m * self.vector * self.threads } else { 0 }
+    }
+}
+
+impl GpuMatmul {
+    /// What a product gets that no pass asked a schedule for: an element of C for each invocation and for each load, tiles in
+    /// workgroup memory, no more.
+    pub fn plain(product: &Product, gpu: &GpuFacts) -> Self {
+        // Dispatches are bounded in tiles: larger tiles where 8 x 8 would be too many.
+        let mut tile = 8;
+        while product.m.max(product.n).div_ceil(tile) > gpu.workgroups {
+            tile *= 2;
+        }
+        let thread = tile / 8;
+        Self::Tiled(Tiled {
+            tile_m: tile,
+            tile_n: tile,
+            tile_k: 8,
+            thread_m: thread,
+            thread_n: thread,
+            vector: 1,
+            stages: 1,
+            prefetch: false,
+            split_k: 1,
+            swizzle: 1,
+        })
+    }
+
+    pub const fn split_k(&self) -> usize {
+        match self {
+            Self::Tiled(it) => it.split_k,
+            Self::Cooperative(it) => it.split_k,
+            Self::Gemv(it) => it.split_k,
+        }
+    }
+}
+
+/// Steps of the loop over K of one workgroup.
+pub const fn steps(k: usize, tile_k: usize, split_k: usize) -> usize {
+    k.div_ceil(tile_k).div_ceil(split_k)
 }

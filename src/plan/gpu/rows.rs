@@ -1,10 +1,12 @@
 //! What works on rows or single elements on a GPU: norms, rotary embedding, activations, sums.
 
-use super::device::Knobs;
 use crate::{
     host::gpu::{GpuFacts, GpuFeature},
     manifest::spec::Dtype,
-    plan::{constraint::Violation, stage::StageOp},
+    plan::{
+        constraint::{Knobs, Violation},
+        stage::StageOp,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -132,8 +134,8 @@ pub fn grid(count: usize, gpu: &GpuFacts) -> Option<[usize; 2]> {
     (y <= gpu.workgroups).then(|| [count.div_ceil(y.max(1)), y])
 }
 
-fn too_many(knobs: &Knobs<'_>, knob: &str, value: usize) -> Violation {
-    let (limit, name) = (knobs.gpu.workgroups, &knobs.gpu.name);
+fn too_many(knobs: &Knobs<'_, GpuFacts>, knob: &str, value: usize) -> Violation {
+    let (limit, name) = (knobs.device.workgroups, &knobs.device.name);
     knobs.violation(knob, value, format!("makes more workgroups than {name} dispatches: {limit} x {limit}"))
 }
 

@@ -1,17 +1,27 @@
 //! Reads a plan file that somebody hands over: nothing in it is believed. What is wrong is found all at once, each mistake
 //! with the place where it is written. Whether the knobs are legal for the block's stages is not asked here: that is gate V0.
 //!
-//! [`json`] gives every value its place; the tables below say what each object takes, and a test holds them against the types
+//! [`json`] gives every value its place; the [`tables`] say what each object takes, and a test holds them against the types
 //! that serde reads.
 
 mod json;
+mod tables;
 #[cfg(test)]
 mod tests;
 
 use super::{PLAN_VERSION, Plan};
-use crate::manifest::error::{list, shown, suggest};
+use crate::{
+    digest::Digest,
+    manifest::error::{list, shown, suggest},
+    plan::gpu::TEMPLATES,
+};
 use json::{Node, Value};
 use std::ops::Range;
+use tables::{
+    KERNELS, Methods,
+    Shape::{Count, Flag, Object, OneOf, Word},
+    Table,
+};
 
 /// Bytes of the largest plan that is read; one with a thousand stages has half of it.
 pub const MAX_PLAN: u64 = 1 << 20;
@@ -46,6 +56,8 @@ pub enum ProblemKind {
     NotOneOf { field: String, value: String, known: Vec<&'static str> },
     #[error("{field} is not a name: 1 to {MAX_TEXT} characters, none of them a control character")]
     BadText { field: String },
+    #[error("{field} is not a digest: 64 digits from 0 to f")]
+    BadDigest { field: String },
     #[error("the plan is for {what} `{found}`, and is to be verified for `{wanted}`")]
     Other { what: &'static str, found: String, wanted: String },
 }
@@ -66,6 +78,7 @@ impl ProblemKind {
             K::OutOfRange { .. } => "plan::out-of-range",
             K::NotOneOf { .. } => "plan::unknown-name",
             K::BadText { .. } => "plan::bad-name",
+            K::BadDigest { .. } => "plan::bad-digest",
             K::Other { .. } => "plan::other-block",
         }
     }
@@ -80,6 +93,7 @@ impl ProblemKind {
             K::OutOfRange { .. } => "out of range".to_owned(),
             K::NotOneOf { .. } => "unknown name".to_owned(),
             K::BadText { .. } => "not a name".to_owned(),
+            K::BadDigest { .. } => "not a digest".to_owned(),
             K::Other { what, .. } => format!("another {what}"),
             K::TooLarge | K::NotUtf8 { .. } | K::Syntax { .. } => "here".to_owned(),
         }
@@ -102,6 +116,7 @@ impl ProblemKind {
             K::OutOfRange { range, .. } => format!("write {range}"),
             K::NotOneOf { value, known, .. } => suggest(value, known, "known"),
             K::BadText { .. } => "write the name that the manifest or the IR has".to_owned(),
+            K::BadDigest { .. } => "write the BLAKE3 digest of the template's text".to_owned(),
             K::Other { what: "block", found, .. } => {
                 format!("`--block {found}` verifies it for the block that it names")
             }
@@ -158,42 +173,9 @@ pub fn read(bytes: &[u8], (block, target): (&str, &str)) -> Result<Plan, Vec<Pro
     serde_json::from_str(text).map_err(|error| vec![Problem::at(K::Syntax { message: error.to_string() }, node.span)])
 }
 
-/// What a field's value must be.
-enum Shape {
-    /// A whole number from 0; which ones are legal depends on the stage.
-    Count,
-    Flag,
-    Word(&'static [&'static str]),
-    Object(&'static [(&'static str, Shape)]),
-}
-
-use Shape::{Count, Flag, Object, Word};
-
-const MATMUL: &[(&str, Shape)] = &[
-    ("mr", Count),
-    ("nr", Count),
-    ("lanes", Count),
-    ("mc", Count),
-    ("nc", Count),
-    ("kc", Count),
-    ("unroll", Count),
-    ("order", Word(&["columns-outside", "rows-outside"])),
-    ("pack-a", Flag),
-    ("pack-b", Word(&["ahead", "never"])),
-    ("prefetch", Flag),
-    ("split", Word(&["rows", "columns"])),
-];
-
-const ATTENTION: &[(&str, Shape)] = &[("row-block", Count), ("mr", Count), ("nr", Count), ("lanes", Count)];
-const NORM: &[(&str, Shape)] = &[("lanes", Count), ("unroll", Count)];
-const ELEMENTWISE: &[(&str, Shape)] = NORM;
-const MLP: &[(&str, Shape)] = &[("row-block", Count), ("up", Object(MATMUL)), ("down", Object(MATMUL))];
-
-/// The schedules by the name of their kernel.
-const KERNELS: [(&str, &[(&str, Shape)]); 5] =
-    [("matmul", MATMUL), ("attention", ATTENTION), ("norm", NORM), ("elementwise", ELEMENTWISE), ("mlp", MLP)];
-
 const PLAN: [&str; 5] = ["version", "block", "target", "provenance", "stages"];
+/// What a plan may have beside [`PLAN`].
+const PLAN_MORE: [&str; 1] = ["shaders"];
 const PROVENANCE: [&str; 2] = ["strategy", "trials"];
 
 /// Collects what is wrong.
@@ -219,7 +201,7 @@ impl Reader {
     }
 
     fn plan(&mut self, node: &Node<'_>, (block, target): (&str, &str)) {
-        let Some(members) = self.object(node, "a plan", &PLAN, &[]) else { return };
+        let Some(members) = self.object(node, "a plan", &PLAN, &PLAN_MORE) else { return };
         for member in members {
             let value = &member.node;
             match &*member.key {
@@ -228,6 +210,7 @@ impl Reader {
                 "target" => self.name_of("target", value, target),
                 "provenance" => self.provenance(value),
                 "stages" => self.stages(value),
+                "shaders" => self.shaders(value),
                 _ => {} // reported as unknown
             }
         }
@@ -257,6 +240,26 @@ impl Reader {
         }
     }
 
+    /// Digests of templates that the plan's project has of its own.
+    fn shaders(&mut self, node: &Node<'_>) {
+        let Value::Object(shaders) = &node.value else {
+            return self.wrong_type("`shaders`", "an object of digests by template", node);
+        };
+        for it in shaders {
+            if !TEMPLATES.contains(&&*it.key) {
+                let (field, value) = ("a template of `shaders`".to_owned(), shown(&it.key));
+                self.report(K::NotOneOf { field, value, known: TEMPLATES.to_vec() }, &it.at);
+                continue;
+            }
+            let field = format!("`shaders.{}`", it.key);
+            if let Some(text) = self.text(&it.node, &field)
+                && text.parse::<Digest>().is_err()
+            {
+                self.report(K::BadDigest { field }, &it.node.span);
+            }
+        }
+    }
+
     fn schedule(&mut self, stage: &str, node: &Node<'_>) {
         let place = format!("the schedule of stage `{stage}`");
         let Value::Object(members) = &node.value else {
@@ -269,12 +272,29 @@ impl Reader {
         let known: Vec<_> = KERNELS.iter().map(|it| it.0).collect();
         let field = format!("`{stage}.kernel`");
         let Some(name) = self.word(&kernel.node, &field, &known) else { return };
-        let Some((_, fields)) = KERNELS.iter().find(|it| it.0 == name) else { return };
-        self.fields(node, (&place, stage), fields, &["kernel"]);
+        match KERNELS.iter().find(|it| it.0 == name) {
+            Some((_, Object(fields))) => self.fields(node, (&place, stage), fields, &["kernel"]),
+            Some((_, OneOf(methods))) => self.one_of(node, (&place, stage), methods, &["kernel"]),
+            _ => {} // reported as unknown
+        }
+    }
+
+    /// An object whose `method` says which table its fields are of.
+    fn one_of(&mut self, node: &Node<'_>, (place, path): (&str, &str), methods: Methods, more: &[&str]) {
+        let Value::Object(members) = &node.value else { return self.wrong_type(place, "an object", node) };
+        let Some(method) = members.iter().find(|it| it.key == "method") else {
+            let span = node.span.start..node.span.start + 1;
+            return self.report(K::Missing { place: place.to_owned(), fields: vec!["method"] }, &span);
+        };
+        let known: Vec<_> = methods.iter().map(|it| it.0).collect();
+        let Some(name) = self.word(&method.node, &format!("`{path}.method`"), &known) else { return };
+        let Some((_, fields)) = methods.iter().find(|it| it.0 == name) else { return };
+        let more: Vec<_> = more.iter().copied().chain(["method"]).collect();
+        self.fields(node, (place, path), fields, &more);
     }
 
     /// An object of a table's fields. `place` in words, `path` as a prefix of field names.
-    fn fields(&mut self, node: &Node<'_>, (place, path): (&str, &str), table: &[(&'static str, Shape)], more: &[&str]) {
+    fn fields(&mut self, node: &Node<'_>, (place, path): (&str, &str), table: Table, more: &[&str]) {
         let known: Vec<_> = table.iter().map(|it| it.0).collect();
         let Some(members) = self.object(node, place, &known, more) else { return };
         for member in members {
@@ -285,6 +305,7 @@ impl Reader {
                 Count => self.number(&member.node, &field, 0..=MAX_KNOB),
                 Word(words) => drop(self.word(&member.node, &field, words)),
                 Object(inner) => self.fields(&member.node, (&field, &path), inner, &[]),
+                OneOf(methods) => self.one_of(&member.node, (&field, &path), methods, &[]),
                 Flag if matches!(member.node.value, Value::Bool(_)) => {}
                 Flag => self.wrong_type(&field, "true or false", &member.node),
             }

@@ -1,6 +1,11 @@
 use super::*;
 use crate::plan::{
     Provenance,
+    gpu::{
+        attention::{CooperativeAttention, GpuAttention, HostSoftmax, Online},
+        matmul::{Cooperative, Gemv, GpuMatmul, GpuMlp, Tiled},
+        rows::{GpuElementwise, GpuNorm},
+    },
     schedule::{
         AttentionSchedule, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, PackB, Schedule, Split,
         TileOrder,
@@ -34,13 +39,42 @@ fn plan() -> Plan {
         ("mlp.mul", Schedule::Elementwise(ElementwiseSchedule { lanes: 8, unroll: 2 })),
         ("norm1", Schedule::Norm(NormSchedule { lanes: 8, unroll: 2 })),
     ];
+    of(&stages)
+}
+
+fn of(stages: &[(&str, Schedule)]) -> Plan {
     Plan {
         version: PLAN_VERSION,
         block: "gpt2".to_owned(),
         target: "cpu".to_owned(),
         provenance: Provenance { strategy: "heuristic".to_owned(), trials: 3 },
-        stages: stages.into_iter().map(|(name, schedule)| (name.to_owned(), schedule)).collect(),
+        stages: stages.iter().map(|(name, schedule)| ((*name).to_owned(), schedule.clone())).collect(),
+        shaders: BTreeMap::new(),
     }
+}
+
+/// A plan with every schedule that a GPU has, and a template of its project's own.
+fn gpu_plan() -> Plan {
+    let (tile_m, tile_n, tile_k, vector, stages, prefetch, split_k, swizzle) = (64, 32, 16, 4, 2, true, 2, 8);
+    let tiled = Tiled { tile_m, tile_n, tile_k, thread_m: 8, thread_n: 4, vector, stages, prefetch, split_k, swizzle };
+    let (subgroup_m, subgroup_n) = (32, 16);
+    let cooperative =
+        Cooperative { tile_m, tile_n, tile_k, subgroup_m, subgroup_n, vector, stages, prefetch, split_k, swizzle };
+    let gemv = GpuMatmul::Gemv(Gemv { threads: 128, vector, slices: 4, unroll: 2, split_k });
+    let online = Online { tile_q: 32, tile_k, thread_q: 2, threads: 64, vector, share_q: true };
+    let subgroups = CooperativeAttention { tile_q: 32, tile_k, vector, prefetch };
+    let host = HostSoftmax { tile_q: 32, tile_k, threads: 64 };
+    let mlp = GpuMlp { fuse_gate: true, up: GpuMatmul::Cooperative(cooperative), down: gemv };
+    let plan = of(&[
+        ("attn.core", Schedule::GpuAttention(GpuAttention::Online(online))),
+        ("attn.core2", Schedule::GpuAttention(GpuAttention::Cooperative(subgroups))),
+        ("attn.core3", Schedule::GpuAttention(GpuAttention::HostSoftmax(host))),
+        ("attn.q", Schedule::GpuMatmul(GpuMatmul::Tiled(tiled))),
+        ("mlp", Schedule::GpuMlp(mlp)),
+        ("mlp.mul", Schedule::GpuElementwise(GpuElementwise { threads: 64, vector, unroll: 3 })),
+        ("norm1", Schedule::GpuNorm(GpuNorm { width: 64, rows: 2, vector, subgroups: true })),
+    ]);
+    Plan { shaders: [("norm.wgsl".to_owned(), Digest::of(b"own"))].into(), ..plan }
 }
 
 fn text() -> String {
@@ -66,13 +100,57 @@ fn edited(old: &str, new: &str) -> String {
 
 #[test]
 fn what_the_tool_writes_is_read_back() {
-    assert_eq!(read(text().as_bytes(), ("gpt2", "cpu")), Ok(plan()));
+    for plan in [plan(), gpu_plan()] {
+        let text = serde_json::to_string_pretty(&plan).unwrap();
+        assert_eq!(read(text.as_bytes(), ("gpt2", "cpu")), Ok(plan));
+    }
+}
+
+#[test]
+fn templates_of_a_plan_are_known_ones_with_digests() {
+    let text = serde_json::to_string(&gpu_plan()).unwrap();
+    let digest = Digest::of(b"own").to_string();
+    let with = |old: &str, new: &str| {
+        assert!(text.contains(old), "{old}");
+        said(&text.replacen(old, new, 1))
+    };
+    let unknown = with("norm.wgsl", "nrom.wgsl");
+    assert!(
+        unknown.contains("a template of `shaders` is `nrom.wgsl`, which it cannot be (did you mean `norm.wgsl`?"),
+        "{unknown}"
+    );
+    let bad = with(&digest, &digest[1..]);
+    assert!(bad.contains("plan::bad-digest") && bad.contains("`shaders.norm.wgsl` is not a digest"), "{bad}");
+    assert!(with(&format!("\"{digest}\""), "7").contains("`shaders.norm.wgsl` must be a text, not a number"));
+    assert!(
+        said(&self::text().replacen("\"stages\"", "\"shaders\": [], \"stages\"", 1)).contains("an object of digests")
+    );
+}
+
+#[test]
+fn a_schedule_of_a_gpu_names_its_method() {
+    let text = serde_json::to_string(&gpu_plan()).unwrap();
+    let with = |old: &str, new: &str| said(&text.replacen(old, new, 1));
+    let unknown = with("\"method\":\"tiled\"", "\"method\":\"tilde\"");
+    assert!(unknown.contains("`attn.q.method` is `tilde`, which it cannot be (did you mean `tiled`?"), "{unknown}");
+    assert!(with("\"method\":\"gemv\",", "").contains("`mlp.down` lacks `method`"));
+    assert!(with("\"share-q\":true", "\"share-q\":1").contains("`attn.core.share-q` must be true or false"));
+    assert!(with("\"subgroup-m\":32", "\"thread-m\":32").contains("`mlp.up` does not take the field `thread-m`"));
 }
 
 /// What serde takes and refuses is what the tables take and refuse: no field is unknown to one and known to the other.
 #[test]
 fn the_tables_have_exactly_the_fields_of_the_types() {
-    let mut value = serde_json::to_value(plan()).unwrap();
+    for plan in [plan(), gpu_plan()] {
+        hold_tables_against_types(serde_json::to_value(Plan { shaders: BTreeMap::new(), ..plan }).unwrap());
+    }
+    for text in [text().replacen("\"unroll\"", "\"surplus\": 1, \"unroll\"", 1), text().replacen("ahead", "astern", 1)]
+    {
+        assert!(serde_json::from_str::<Plan>(&text).is_err() && read(text.as_bytes(), ("gpt2", "cpu")).is_err());
+    }
+}
+
+fn hold_tables_against_types(mut value: serde_json::Value) {
     let mut paths = Vec::new();
     collect(&value, "", &mut paths);
     assert!(paths.len() > 40, "{paths:?}");
@@ -83,10 +161,6 @@ fn the_tables_have_exactly_the_fields_of_the_types() {
         assert!(serde_json::from_str::<Plan>(&text).is_err(), "{path} is optional for serde");
         assert!(read(text.as_bytes(), ("gpt2", "cpu")).is_err(), "{path} is optional for the tables");
         value.pointer_mut(parent).unwrap()[name] = taken;
-    }
-    for text in [text().replacen("\"unroll\"", "\"surplus\": 1, \"unroll\"", 1), text().replacen("ahead", "astern", 1)]
-    {
-        assert!(serde_json::from_str::<Plan>(&text).is_err() && read(text.as_bytes(), ("gpt2", "cpu")).is_err());
     }
 }
 
@@ -133,7 +207,7 @@ fn every_mistake_of_a_file_is_told_where_it_is() {
     23 plan::out-of-range [1e30] `attn.q.kc` must be a whole number from 0 to 16777216, not 1e30 (write a whole number from 0 to 16777216)
     25 plan::unknown-name ["colums-outside"] `attn.q.order` is `colums-outside`, which it cannot be (did you mean `columns-outside`? known: `columns-outside`, `rows-outside`)
     26 plan::wrong-type [1] `attn.q.pack-a` must be true or false, not a number (write true or false)
-    69 plan::unknown-name ["nrom"] `norm1.kernel` is `nrom`, which it cannot be (did you mean `norm`? known: `matmul`, `attention`, `norm`, `elementwise`, `mlp`)
+    69 plan::unknown-name ["nrom"] `norm1.kernel` is `nrom`, which it cannot be (did you mean `norm`? known: `matmul`, `attention`, `norm`, `elementwise`, `mlp`, `gpu-matmul`, `gpu-attention`, `gpu-norm`, `gpu-elementwise`, `gpu-mlp`)
     "#);
 }
 

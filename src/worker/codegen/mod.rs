@@ -1,7 +1,8 @@
 //! Code generation: stages + schedules in, something that runs out. [`cpu`] emits MLIR (scf, vector, memref) and compiles it to
-//! an object file. Nothing here runs generated code.
+//! an object file; [`gpu`] renders WGSL. Nothing here runs generated code.
 
 pub mod cpu;
+pub mod gpu;
 
 use kernelforge::plan::kernel::Kernel;
 

@@ -25,7 +25,7 @@ use std::{
 };
 
 /// `void entry(void *const *args, int64_t begin, int64_t end)`, as [`kernelforge::plan::kernel`] documents.
-type Function = unsafe extern "C" fn(*const *mut f32, i64, i64);
+type Function = unsafe extern "C" fn(*const *mut u8, i64, i64);
 
 /// A kernel whose code is in memory.
 pub struct LoadedKernel {
@@ -191,9 +191,11 @@ impl LoadedKernel {
 
     /// Runs some units of one stage on the calling thread.
     pub fn stage_units(&self, index: usize, units: Range<usize>, memory: &mut Memory) {
+        memory.settle();
         let table = memory.arguments(&self.kernel.stages[index], 0);
         // SAFETY: as in `call`.
         unsafe { self.stages[index](table.as_ptr(), units.start as i64, units.end as i64) }
+        memory.ran(&self.kernel.stages[index]);
     }
 
     /// Runs the block. On one thread that is the block entry, with its values in the workspace; on more it is every stage in turn,
@@ -208,9 +210,10 @@ impl LoadedKernel {
 }
 
 fn call(function: Function, entry: &Entry, memory: &mut Memory, threads: &Threads) {
-    struct Table(Vec<*mut f32>);
+    struct Table(Vec<*mut u8>);
     // SAFETY: the pointers are only handed to generated code, which writes disjoint parts for disjoint units.
     unsafe impl Sync for Table {}
+    memory.settle();
     let tables: Vec<_> = (0..threads.count()).map(|it| Table(memory.arguments(entry, it))).collect();
     threads.share(entry.units, |thread, begin, end| {
         let table: &Table = &tables[thread];
@@ -218,4 +221,5 @@ fn call(function: Function, entry: &Entry, memory: &mut Memory, threads: &Thread
         // entry's units. That the code stays inside its buffers is what the verifier is for, and it runs in this process only.
         unsafe { function(table.0.as_ptr(), begin as i64, end as i64) }
     });
+    memory.ran(entry);
 }

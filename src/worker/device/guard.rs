@@ -26,9 +26,9 @@ const GUARD: usize = 1 << 20;
 /// Mappings that can exist at a time.
 const SLOTS: usize = 1024;
 
-/// What the rest of a buffer's first or last page holds: no number, so that reading it shows, and a pattern that no
-/// computation makes, so that writing it shows too.
-const CANARY: f32 = f32::from_bits(0x7fc0_dead);
+/// What the rest of a buffer's first or last page holds, over and over: no number as f32 and neither half of it one as f16, so
+/// that reading it shows, and a pattern that no computation makes, so that writing it shows too.
+const CANARY: [u8; 4] = 0x7fc0_fead_u32.to_le_bytes();
 
 /// Buffers start where vectors of 64 bytes may.
 pub const ALIGNMENT: usize = 64;
@@ -90,37 +90,36 @@ static TABLE: [Slot; SLOTS] = [const {
 /// Held while slots are taken and given back.
 static TAKING: Mutex<()> = Mutex::new(());
 
-/// f32 storage between two protected ranges of addresses.
+/// Storage between two protected ranges of addresses.
 pub struct Guarded {
     slot: usize,
     mapping: *mut c_void,
     mapped: usize,
-    body: *mut f32,
-    /// Elements between the protected ranges.
+    body: *mut u8,
+    /// Bytes between the protected ranges.
     body_len: usize,
     /// Where in the body the buffer begins.
     offset: usize,
     len: usize,
 }
 
-// SAFETY: a guarded buffer owns its mapping, like a `Vec<f32>`; its slot is its own until it is dropped.
+// SAFETY: a guarded buffer owns its mapping, like a `Vec<u8>`; its slot is its own until it is dropped.
 unsafe impl Send for Guarded {}
 // SAFETY: shared references only read.
 unsafe impl Sync for Guarded {}
 
 impl Guarded {
-    /// `len` elements, zero.
+    /// `len` bytes, zero.
     ///
     /// # Errors
     /// `OutOfMemory`; `Internal` when there are too many mappings or the handler cannot be installed.
     pub fn new(len: usize, edge: Edge) -> Result<Self, Failure> {
         install()?;
         let out_of_memory =
-            || Failure::new(FailureKind::OutOfMemory, format!("no memory for a guarded buffer of {len} f32 elements"));
+            || Failure::new(FailureKind::OutOfMemory, format!("no memory for a guarded buffer of {len} bytes"));
         let page = page_size().max(ALIGNMENT);
         // At least one cache line, so that every buffer has an address of its own.
-        let wanted = len.checked_mul(4).ok_or_else(out_of_memory)?.max(1);
-        let used = wanted.checked_next_multiple_of(ALIGNMENT).ok_or_else(out_of_memory)?;
+        let used = len.max(1).checked_next_multiple_of(ALIGNMENT).ok_or_else(out_of_memory)?;
         let body_bytes = used.checked_next_multiple_of(page).ok_or_else(out_of_memory)?;
         let mapped = body_bytes.checked_add(2 * GUARD).ok_or_else(out_of_memory)?;
         let _taking = TAKING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -140,11 +139,11 @@ impl Guarded {
         }
         let offset = match edge {
             Edge::Begin => 0,
-            Edge::End => (body_bytes - used) / 4,
+            Edge::End => body_bytes - used,
         };
-        let body = body.cast::<f32>();
-        let mut buffer = Self { slot, mapping, mapped, body, body_len: body_bytes / 4, offset, len };
-        buffer.outside().for_each(|it| it.fill(CANARY));
+        let body = body.cast::<u8>();
+        let mut buffer = Self { slot, mapping, mapped, body, body_len: body_bytes, offset, len };
+        buffer.outside().for_each(|mut it| it.renew());
         let entry = &TABLE[slot];
         entry.escapes.store(0, Ordering::Relaxed);
         entry.body.store(body as usize, Ordering::Relaxed);
@@ -154,7 +153,7 @@ impl Guarded {
         Ok(buffer)
     }
 
-    pub const fn pointer(&self) -> *mut f32 {
+    pub const fn pointer(&self) -> *mut u8 {
         self.body.wrapping_add(self.offset)
     }
 
@@ -163,12 +162,13 @@ impl Guarded {
     }
 
     /// What the body holds beside the buffer: before it and after it.
-    fn outside(&mut self) -> impl Iterator<Item = &mut [f32]> {
+    fn outside(&mut self) -> impl Iterator<Item = Canaries<'_>> {
         let (begin, end) = (self.offset, self.offset + self.len);
-        // SAFETY: the body is `body_len` readable and writable elements, borrowed exclusively; every bit pattern is an f32.
+        // SAFETY: the body is `body_len` readable and writable bytes, borrowed exclusively.
         let body = unsafe { slice::from_raw_parts_mut(self.body, self.body_len) };
         let (head, tail) = body.split_at_mut(end);
-        [&mut head[..begin], tail].into_iter()
+        [Canaries { bytes: &mut head[..begin], phase: 0 }, Canaries { bytes: tail, phase: end % CANARY.len() }]
+            .into_iter()
     }
 
     /// What happened since this was asked last; the protection is put back.
@@ -181,13 +181,34 @@ impl Guarded {
                 let _ = unsafe { mprotect(guard, GUARD, MprotectFlags::empty()) };
             }
         }
-        for (outside, escape) in self.outside().zip([Escape::WroteBefore, Escape::WroteAfter]) {
-            if outside.iter().any(|it| it.to_bits() != CANARY.to_bits()) {
+        for (mut outside, escape) in self.outside().zip([Escape::WroteBefore, Escape::WroteAfter]) {
+            if !outside.are_whole() {
                 bits |= escape.bit();
-                outside.fill(CANARY);
+                outside.renew();
             }
         }
         Escape::ALL.into_iter().filter(|it| bits & it.bit() != 0).collect()
+    }
+}
+
+/// Bytes that hold [`CANARY`], beginning in the middle of one.
+struct Canaries<'a> {
+    bytes: &'a mut [u8],
+    phase: usize,
+}
+
+impl Canaries<'_> {
+    fn renew(&mut self) {
+        let pattern = CANARY.iter().cycle().skip(self.phase);
+        self.bytes.iter_mut().zip(pattern).for_each(|(it, canary)| *it = *canary);
+    }
+
+    fn are_whole(&self) -> bool {
+        // Whole canaries are compared as such: bytes one by one take 4 us a page, and pages are looked at after every call.
+        let mut rotated = CANARY;
+        rotated.rotate_left(self.phase);
+        let (whole, rest) = self.bytes.as_chunks::<{ CANARY.len() }>();
+        whole.iter().all(|it| *it == rotated) && rest == &rotated[..rest.len()]
     }
 }
 
@@ -322,18 +343,18 @@ mod tests {
 
     fn write(buffer: &Guarded, at: isize) {
         // SAFETY: the tests aim at canaries and guard pages of their own mapping on purpose.
-        unsafe { buffer.pointer().wrapping_offset(at).write_volatile(1.0) }
+        unsafe { buffer.pointer().cast::<f32>().wrapping_offset(at).write_volatile(1.0) }
     }
 
     fn read(buffer: &Guarded, at: isize) -> f32 {
         // SAFETY: as in `write`.
-        unsafe { buffer.pointer().wrapping_offset(at).read_volatile() }
+        unsafe { buffer.pointer().cast::<f32>().wrapping_offset(at).read_volatile() }
     }
 
     #[test]
     fn what_stays_inside_is_not_noticed() {
         for edge in [Edge::Begin, Edge::End] {
-            let mut buffer = Guarded::new(1000, edge).unwrap();
+            let mut buffer = Guarded::new(4000, edge).unwrap();
             (0..1000).for_each(|it| write(&buffer, it));
             assert_eq!((read(&buffer, 999), buffer.escapes()), (1.0, vec![]));
             assert_eq!(buffer.pointer() as usize % ALIGNMENT, 0);
@@ -344,7 +365,7 @@ mod tests {
     fn the_element_after_the_last_and_the_one_before_the_first_are_noticed() {
         for edge in [Edge::Begin, Edge::End] {
             for len in [16, 1024, 17, 1] {
-                let mut buffer = Guarded::new(len, edge).unwrap();
+                let mut buffer = Guarded::new(4 * len, edge).unwrap();
                 write(&buffer, len as isize);
                 assert_eq!(buffer.escapes(), [Escape::WroteAfter], "{edge:?} {len}");
                 write(&buffer, -1);
@@ -356,16 +377,35 @@ mod tests {
 
     #[test]
     fn a_read_outside_faults_or_gives_no_number() {
-        let mut buffer = Guarded::new(16, Edge::End).unwrap();
+        let mut buffer = Guarded::new(64, Edge::End).unwrap();
         read(&buffer, 16);
         assert_eq!(buffer.escapes(), [Escape::ReadAfter]);
         // Protected again.
         read(&buffer, 16);
         assert_eq!(buffer.escapes(), [Escape::ReadAfter]);
-        let mut buffer = Guarded::new(16, Edge::Begin).unwrap();
+        let mut buffer = Guarded::new(64, Edge::Begin).unwrap();
         read(&buffer, -1);
         assert_eq!(buffer.escapes(), [Escape::ReadBefore]);
         assert!(read(&buffer, 16).is_nan());
+    }
+
+    #[test]
+    fn the_half_after_an_odd_number_of_halves_is_noticed_and_is_no_number() {
+        for edge in [Edge::Begin, Edge::End] {
+            for halves in [1, 33, 2047] {
+                let mut buffer = Guarded::new(2 * halves, edge).unwrap();
+                let after = buffer.pointer().cast::<u16>().wrapping_add(halves);
+                if edge == Edge::Begin || halves % 32 != 0 {
+                    // SAFETY: the rest of the buffer's last cache line belongs to its mapping.
+                    let found = unsafe { after.read_volatile() };
+                    assert!(kernelforge::half::widen(found).is_nan(), "{found:#x}");
+                }
+                // SAFETY: as in `write`.
+                unsafe { after.write_volatile(0) };
+                assert_eq!(buffer.escapes(), [Escape::WroteAfter], "{edge:?} {halves}");
+                assert_eq!(buffer.escapes(), []);
+            }
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::{
     op,
 };
 use kernelforge::{
-    manifest::spec::{Activation, BlockSpec, Origin},
+    manifest::spec::{Activation, BlockSpec, Dtype, Origin},
     protocol::{Failure, FailureKind},
 };
 use melior::{
@@ -44,8 +44,13 @@ pub fn build<'c>(
     let module = Module::new(origins.of(""));
     let region = Region::new();
     let (signature, arguments, results) = {
-        let mut builder =
-            Builder { context, origins, block: region.append_block(Block::new(&[])), arguments: Vec::new() };
+        let mut builder = Builder {
+            context,
+            origins,
+            dtype: spec.dtype(),
+            block: region.append_block(Block::new(&[])),
+            arguments: vec![],
+        };
         let y = blocks::emit(&mut builder, spec)?;
         builder.block.append_operation(func::r#return(&[y], origins.of("")));
         let types = (0..builder.block.argument_count())
@@ -98,6 +103,8 @@ impl<'c> Origins<'c, '_> {
 struct Builder<'c, 'a, 'o> {
     context: &'c Context,
     origins: Origins<'c, 'o>,
+    /// Of all tensors but tables and scalars.
+    dtype: Dtype,
     block: BlockRef<'c, 'a>,
     /// The attributes of the arguments so far.
     arguments: Vec<Attribute<'c>>,
@@ -106,12 +113,17 @@ struct Builder<'c, 'a, 'o> {
 impl<'c: 'a, 'a> Builder<'c, 'a, '_> {
     /// The tensor given with every call.
     fn input(&mut self, name: &str, shape: &[usize], field: &str) -> Result<Value<'c, 'a>, Failure> {
-        self.argument(name, "input", shape, field)
+        self.argument(name, "input", shape, self.dtype, field)
     }
 
     /// A tensor given once.
     fn weight(&mut self, name: &str, shape: &[usize], field: &str) -> Result<Value<'c, 'a>, Failure> {
-        self.argument(name, "weight", shape, field)
+        self.argument(name, "weight", shape, self.dtype, field)
+    }
+
+    /// A weight that is f32 whatever the block is: values of a formula, not learned ones.
+    fn table(&mut self, name: &str, shape: &[usize], field: &str) -> Result<Value<'c, 'a>, Failure> {
+        self.argument(name, "weight", shape, Dtype::F32, field)
     }
 
     fn weight_if(
@@ -124,14 +136,21 @@ impl<'c: 'a, 'a> Builder<'c, 'a, '_> {
         present.then(|| self.weight(name, shape, field)).transpose()
     }
 
-    fn argument(&mut self, name: &str, role: &str, shape: &[usize], field: &str) -> Result<Value<'c, 'a>, Failure> {
-        let r#type = self.tensor(name, shape, field)?;
+    fn argument(
+        &mut self,
+        name: &str,
+        role: &str,
+        shape: &[usize],
+        dtype: Dtype,
+        field: &str,
+    ) -> Result<Value<'c, 'a>, Failure> {
+        let r#type = self.tensor(name, shape, dtype, field)?;
         let attributes = DictionaryAttribute::new(self.context, &[self.string(NAME, name), self.string(ROLE, role)]);
         self.arguments.push(attributes.into());
         Ok(self.block.add_argument(r#type, self.origins.named(name, field)))
     }
 
-    fn tensor(&self, name: &str, shape: &[usize], field: &str) -> Result<Type<'c>, Failure> {
+    fn tensor(&self, name: &str, shape: &[usize], dtype: Dtype, field: &str) -> Result<Type<'c>, Failure> {
         let elements = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
         if !elements.is_some_and(|it| (1..=MAX_ELEMENTS).contains(&it)) {
             let place = super::diagnostics::place(self.origins.of(field));
@@ -140,7 +159,7 @@ impl<'c: 'a, 'a> Builder<'c, 'a, '_> {
             return Err(Failure::new(FailureKind::InvalidIr, message));
         }
         let shape: Vec<u64> = shape.iter().map(|&it| it as u64).collect();
-        Ok(RankedTensorType::new(&shape, Type::float32(self.context), None).into())
+        Ok(RankedTensorType::new(&shape, op::element_type(self.context, dtype), None).into())
     }
 
     /// Appends an op that is a stage.
@@ -185,7 +204,7 @@ impl<'c: 'a, 'a> Builder<'c, 'a, '_> {
         else {
             return Err(Failure::new(FailureKind::Internal, format!("operands of `{name}` are no matrices")));
         };
-        let result = self.tensor(name, &[rows, columns], field)?;
+        let result = self.tensor(name, &[rows, columns], self.dtype, field)?;
         let attributes = [("activation", activation_attribute(self.context, None)), ("tiled", self.flag(false))];
         self.stage(Op::Matmul, name, field, &[Some(a), Some(w), bias, None], &attributes, result)
     }

@@ -7,7 +7,6 @@ use super::{
     op::{self, View},
 };
 use kernelforge::{
-    manifest::spec::Dtype,
     plan::stage::{Factor, Role, Stage, StageGraph, StageOp, Tensor, TensorId},
     protocol::{Failure, FailureKind},
 };
@@ -47,7 +46,10 @@ pub fn extract(module: &Module<'_>) -> Result<StageGraph, Failure> {
 fn push(graph: &mut StageGraph, name: &str, value: Value<'_, '_>, role: Role) -> Result<TensorId, Failure> {
     let shape = op::shape(value)
         .ok_or_else(|| Failure::new(FailureKind::InvalidIr, format!("tensor `{name}` has no static shape")))?;
-    graph.tensors.push(Tensor { name: name.to_owned(), shape, dtype: Dtype::F32, role });
+    let dtype = op::dtype(value).ok_or_else(|| {
+        Failure::new(FailureKind::InvalidIr, format!("tensor `{name}` has no element type of a block"))
+    })?;
+    graph.tensors.push(Tensor { name: name.to_owned(), shape, dtype, role });
     Ok(TensorId(graph.tensors.len() - 1))
 }
 

@@ -2,13 +2,16 @@
 //! that was never verified: what is absent or of another type is `None`.
 
 use super::dialect::{Op, SEGMENTS};
-use kernelforge::manifest::spec::Activation;
-use melior::ir::{
-    Attribute, AttributeLike, OperationRef, ShapedTypeLike, Value, ValueLike,
-    attribute::{BoolAttribute, DenseI32ArrayAttribute, FloatAttribute, IntegerAttribute, StringAttribute},
-    block::{BlockLike, BlockRef},
-    operation::{OperationLike, OperationResult},
-    r#type::{DimSize, IntegerType, RankedTensorType},
+use kernelforge::manifest::spec::{Activation, Dtype};
+use melior::{
+    Context,
+    ir::{
+        Attribute, AttributeLike, OperationRef, ShapedTypeLike, Type, TypeLike, Value, ValueLike,
+        attribute::{BoolAttribute, DenseI32ArrayAttribute, FloatAttribute, IntegerAttribute, StringAttribute},
+        block::{BlockLike, BlockRef},
+        operation::{OperationLike, OperationResult},
+        r#type::{DimSize, IntegerType, RankedTensorType},
+    },
 };
 
 #[derive(Debug, Clone)]
@@ -80,6 +83,24 @@ impl<'c, 'a> View<'c, 'a> {
 
     fn attribute(&self, name: &str) -> Option<Attribute<'c>> {
         self.operation.attribute(name).ok()
+    }
+}
+
+/// The type of one element.
+pub fn element_type(context: &Context, dtype: Dtype) -> Type<'_> {
+    match dtype {
+        Dtype::F32 => Type::float32(context),
+        Dtype::F16 => Type::float16(context),
+    }
+}
+
+/// How the elements of a tensor are stored; `None` for what no tensor of a block has.
+pub fn dtype(value: Value<'_, '_>) -> Option<Dtype> {
+    let element = RankedTensorType::try_from(value.r#type()).ok()?.element();
+    match (element.is_f32(), element.is_f16()) {
+        (true, _) => Some(Dtype::F32),
+        (_, true) => Some(Dtype::F16),
+        _ => None,
     }
 }
 

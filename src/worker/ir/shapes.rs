@@ -7,11 +7,8 @@ use super::{
     function::{Function, refuse},
     op::{self, View},
 };
-use kernelforge::{plan::stage::Role, protocol::Failure};
-use melior::ir::{
-    Module, OperationRef, ShapedTypeLike, TypeLike, Value, ValueLike, operation::OperationLike,
-    r#type::RankedTensorType,
-};
+use kernelforge::{manifest::spec::Dtype, plan::stage::Role, protocol::Failure};
+use melior::ir::{Module, OperationRef, Value, ValueLike, operation::OperationLike, r#type::RankedTensorType};
 use std::collections::HashSet;
 
 /// Every mistake in the module. Assumes that MLIR's verifier has passed it.
@@ -83,6 +80,7 @@ fn operation(view: &View<'_, '_>, names: &mut HashSet<String>) -> Check {
     if let Some(result) = view.result() {
         tensor(result).map_err(|message| format!("result: {message}"))?;
     }
+    elements(view)?;
     relations(view).unwrap_or_else(|| Err("operands or attributes are not of the kinds that the op takes".to_owned()))
 }
 
@@ -96,13 +94,24 @@ fn known_attributes(operation: OperationRef<'_, '_>, op: Op) -> Check {
     Ok(())
 }
 
-/// A non-empty static tensor of f32.
+/// Every tensor of a stage is stored alike, but for f32 tables and scalars.
+fn elements(view: &View<'_, '_>) -> Check {
+    let Some(result) = view.result().and_then(op::dtype) else { return Ok(()) };
+    for (operand, value) in view.op.operands().iter().zip(&view.operands) {
+        let Some(found) = value.and_then(op::dtype) else { continue };
+        let expected = if matches!(operand.name, "cos" | "sin" | "factor") { Dtype::F32 } else { result };
+        ensure(found == expected, || format!("`{}` is {}, must be {}", operand.name, found.name(), expected.name()))?;
+    }
+    Ok(())
+}
+
+/// A non-empty static tensor of f32 or f16.
 fn tensor(value: Value<'_, '_>) -> Check {
     let r#type = value.r#type();
-    let wrong = || format!("`{type}` is not a static, dense tensor of f32");
+    let wrong = || format!("`{type}` is not a static, dense tensor of f32 or f16");
     let shape = op::shape(value).ok_or_else(wrong)?;
     let tensor = RankedTensorType::try_from(r#type).map_err(|_| wrong())?;
-    ensure(tensor.element().is_f32() && tensor.encoding().is_none(), wrong)?;
+    ensure(op::dtype(value).is_some() && tensor.encoding().is_none(), wrong)?;
     let elements = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
     ensure(elements != Some(0), || format!("`{type}` has no elements"))?;
     ensure(elements.is_some_and(|it| it <= MAX_ELEMENTS), || format!("`{type}` is larger than memory can be"))
@@ -405,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn tensors_are_static_and_f32_and_not_empty() {
+    fn tensors_are_static_and_floating_point_and_not_empty() {
         let text = |r#type: &str| {
             let text = r#"func.func @t(%x: TYPE {kforge.name = "x", kforge.role = "input"})
                 -> (TYPE {kforge.name = "y"}) {
@@ -414,7 +423,7 @@ mod tests {
             text.replace("TYPE", r#type)
         };
         let types = [
-            "tensor<4x8xf16>",
+            "tensor<4x8xf64>",
             "tensor<?x8xf32>",
             "tensor<0x8xf32>",
             "tensor<4x8xf32, 1>",
@@ -423,13 +432,29 @@ mod tests {
         ];
         let refusals = types.map(|it| rewrite(&text(it), &[]).map_or_else(|it| it.message, |it| it.0));
         insta::assert_snapshot!(refusals.join("\n"), @"
-            -:1:1: `func.func`: argument `x`: `tensor<4x8xf16>` is not a static, dense tensor of f32
-            -:1:1: `func.func`: argument `x`: `tensor<?x8xf32>` is not a static, dense tensor of f32
+            -:1:1: `func.func`: argument `x`: `tensor<4x8xf64>` is not a static, dense tensor of f32 or f16
+            -:1:1: `func.func`: argument `x`: `tensor<?x8xf32>` is not a static, dense tensor of f32 or f16
             -:1:1: `func.func`: argument `x`: `tensor<0x8xf32>` has no elements
-            -:1:1: `func.func`: argument `x`: `tensor<4x8xf32, 1 : i64>` is not a static, dense tensor of f32
+            -:1:1: `func.func`: argument `x`: `tensor<4x8xf32, 1 : i64>` is not a static, dense tensor of f32 or f16
             -:1:1: `func.func`: argument `x`: `tensor<4611686018427387904x2xf32>` is larger than memory can be
             -:3:22: `transformer.relu`: operands or attributes are not of the kinds that the op takes
             ");
+    }
+
+    #[test]
+    fn the_tensors_of_a_stage_are_stored_alike_but_for_tables() {
+        let mixed = |x: &str, table: &str| {
+            let text = r#"func.func @t(%x: tensor<4x8xX> {kforge.name = "x", kforge.role = "input"},
+                %t: tensor<4x4xT> {kforge.name = "t", kforge.role = "weight"}) -> (tensor<4x8xX> {kforge.name = "y"}) {
+                %0 = "transformer.rope"(%x, %t, %t) {stage = "r", batch = 1, seq = 4, heads = 1, head_dim = 8}
+                : (tensor<4x8xX>, tensor<4x4xT>, tensor<4x4xT>) -> tensor<4x8xX>
+                return %0 : tensor<4x8xX> }"#;
+            let text = text.replace("xX>", &format!("x{x}>")).replace("xT>", &format!("x{table}>"));
+            rewrite(&text, &[]).map_or_else(|it| it.message, |it| it.0)
+        };
+        assert!(!mixed("f16", "f32").starts_with("-:"), "{}", mixed("f16", "f32"));
+        let refused = "-:3:22: `transformer.rope`: `cos` is f16, must be f32";
+        assert_eq!([mixed("f16", "f16"), mixed("f32", "f16")], [refused, refused]);
     }
 
     #[test]

@@ -295,6 +295,18 @@ fn a_block_that_does_not_fit_is_refused_at_its_place_in_the_manifest() {
 }
 
 #[test]
+fn a_block_of_halves_has_tensors_of_halves_but_for_its_rotary_tables() {
+    let spec = crate::verify::samples::halved(&crate::verify::samples::llama());
+    let products = built("llama", &spec, &Pass::ALL);
+    for tensor in &products.stages.tensors {
+        let expected = if tensor.name.starts_with("rope.") { Dtype::F32 } else { Dtype::F16 };
+        assert_eq!(tensor.dtype, expected, "{}", tensor.name);
+    }
+    assert!(products.module.contains("tensor<16x64xf16>") && products.module.contains("tensor<8x16xf32>"));
+    assert_eq!(crate::verify::samples::halved(&crate::verify::samples::llama()).dtype(), Dtype::F16);
+}
+
+#[test]
 fn threads_have_contexts_of_their_own() {
     let expected = built("gpt2", &gpt2(), &Pass::ALL).optimized;
     std::thread::scope(|scope| {

@@ -1,7 +1,7 @@
 //! Every hand-written kernel within the bound of a product, on ragged shapes and odd blocks.
 
 use super::{Blocked, Blocks, Library, MatmulKernel, Parallel, Reference, Shape, all};
-use crate::verify::{bounds, inputs::Source};
+use crate::verify::{bounds::Arithmetic, inputs::Source};
 
 const SHAPES: [Shape; 7] = [
     Shape { m: 1, n: 1, k: 1 },
@@ -24,7 +24,7 @@ fn check(kernel: &dyn MatmulKernel, shape: Shape) {
     for at in 0..m * n {
         let terms = (0..k).map(|p| f64::from(a[at / n * k + p]) * f64::from(b[p * n + at % n]));
         let (exact, magnitude) = terms.fold((0.0, 0.0), |sums, it| (sums.0 + it, sums.1 + it.abs()));
-        let (error, bound) = ((f64::from(c[at]) - exact).abs(), bounds::product(k, magnitude, exact));
+        let (error, bound) = ((f64::from(c[at]) - exact).abs(), Arithmetic::cpu().product(k, magnitude, exact));
         assert!(error <= bound, "{} {shape:?}: element {at} is off by {error:e}, bound {bound:e}", kernel.name());
     }
 }

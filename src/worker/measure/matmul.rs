@@ -12,7 +12,7 @@ use kernelforge::{
         kernel::Kernel,
         stage::{StageOp, TensorId},
     },
-    protocol::{Benchmark, Failure, FailureKind, StageBenchmark},
+    protocol::{Benchmark, Clock, Failure, FailureKind, StageBenchmark},
 };
 use std::time::Duration;
 
@@ -55,6 +55,7 @@ pub fn bench_matmul(
     Ok(Benchmark {
         version: BENCHMARK_VERSION,
         threads: threads.count(),
+        clock: Clock::Host,
         ceilings,
         block,
         stages: results.collect(),

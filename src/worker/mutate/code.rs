@@ -43,6 +43,8 @@ const RULES: &[Rule] = &rules! {
     "fma-first-factor", "the second factor and the addend are lost (a norm without gain and bias)", |it| it.fma_first_factor();
     "fma-in-f16", "the accumulator is in half precision", |it| it.narrowed("f16");
     "fma-in-bf16", "the accumulator is in bfloat16", |it| it.narrowed("bf16");
+    "rounded-towards-zero", "a stored half is cut off instead of rounded", |it| it.cut_off();
+    "widened-as-bf16", "a half is read as a bfloat16", |it| it.misread_half();
     "index-plus-1", "a size, stride or offset is one too large", |it| it.index_constant(1);
     "index-minus-1", "a size, stride or offset is one too small", |it| it.index_constant(-1);
     "addi-to-subi", "an offset is subtracted", |it| it.subtracted_offset();
@@ -214,7 +216,9 @@ pub fn probed(module: &Module, function: &str, line: usize, address: u64) -> Opt
 /// Every vector that is loaded, shuffled with others and stored is stored as it was loaded.
 fn untransposed(lines: &[String]) -> Option<Vec<String>> {
     let first = lines.iter().position(|it| it.contains("vector.shuffle"))?;
-    let is_load = |it: &&String| it.contains("vector.load ");
+    // Of halves it is the widened value that is stored.
+    let widened = lines[..first].iter().any(|it| it.contains("arith.extf "));
+    let is_load = |it: &&String| it.contains(if widened { "arith.extf " } else { "vector.load " });
     let result = |it: &String| it.trim().split(' ').next().map(str::to_owned);
     let mut loaded: Vec<String> = lines[..first]
         .iter()
@@ -373,6 +377,40 @@ impl Line<'_> {
         ])
     }
 
+    /// The 13 bits that f16 lacks are cleared before the rounding, which then has nothing to round.
+    fn cut_off(&self) -> Option<Vec<String>> {
+        if !self.is("arith.truncf") {
+            return None;
+        }
+        let (left, right) = self.text().split_once(" = ")?;
+        let (value, types) = (*operands(self.text()).first()?, right.rsplit_once(" : ")?.1);
+        let (wide, half) = types.split_once(" to ").filter(|it| it.1.contains("f16"))?;
+        let integers = wide.replace("f32", "i32");
+        let mask = if wide.starts_with("vector") { "dense<-8192>" } else { "-8192" };
+        let (indent, [bits, cut]) = (self.indent(), NEW);
+        Some(vec![
+            format!("{indent}%mutant2 = arith.constant {mask} : {integers}"),
+            format!("{indent}{bits} = arith.bitcast {value} : {wide} to {integers}"),
+            format!("{indent}%mutant3 = arith.andi {bits}, %mutant2 : {integers}"),
+            format!("{indent}{cut} = arith.bitcast %mutant3 : {integers} to {wide}"),
+            format!("{left} = arith.truncf {cut} : {wide} to {half}"),
+        ])
+    }
+
+    fn misread_half(&self) -> Option<Vec<String>> {
+        if !self.is("arith.extf") {
+            return None;
+        }
+        let (left, right) = self.text().split_once(" = ")?;
+        let (value, types) = (*operands(self.text()).first()?, right.rsplit_once(" : ")?.1);
+        let (half, wide) = types.split_once(" to ").filter(|it| it.0.contains("f16") && !it.0.contains("bf16"))?;
+        let (indent, misread, brain) = (self.indent(), NEW[0], half.replace("f16", "bf16"));
+        Some(vec![
+            format!("{indent}{misread} = arith.bitcast {value} : {half} to {brain}"),
+            format!("{left} = arith.extf {misread} : {brain} to {wide}"),
+        ])
+    }
+
     /// Not where the sum is clipped right away: a difference below 0 wraps round and is clipped to the same end.
     fn subtracted_offset(&self) -> Option<Vec<String>> {
         let result = self.text().trim().split(' ').next()?;
@@ -523,8 +561,9 @@ impl Line<'_> {
         let vector = self.text().rsplit_once(", ").map(|it| it.1).filter(|_| self.is("vector.store "))?;
         let value = *operands(self.text()).first()?;
         let (indent, nan) = (self.indent(), NEW[0]);
+        let bits = if vector.contains("xf16") { "0x7E00" } else { "0x7FC00000" };
         Some(vec![
-            format!("{indent}{nan} = arith.constant dense<0x7FC00000> : {vector}"),
+            format!("{indent}{nan} = arith.constant dense<{bits}> : {vector}"),
             self.text().replacen(value, nan, 1),
         ])
     }
@@ -533,6 +572,16 @@ impl Line<'_> {
         let vector = self.text().rsplit_once(", ").map(|it| it.1).filter(|_| self.is("vector.store "))?;
         let value = *operands(self.text()).first()?;
         let (indent, [constant, scaled]) = (self.indent(), NEW);
+        if vector.contains("xf16") {
+            let wide = vector.replace("xf16", "xf32");
+            return Some(vec![
+                format!("{indent}{constant} = arith.constant dense<0x{:08X}> : {wide}", factor.to_bits()),
+                format!("{indent}%mutant2 = arith.extf {value} : {vector} to {wide}"),
+                format!("{indent}%mutant3 = arith.mulf %mutant2, {constant} : {wide}"),
+                format!("{indent}{scaled} = arith.truncf %mutant3 : {wide} to {vector}"),
+                self.text().replacen(value, scaled, 1),
+            ]);
+        }
         Some(vec![
             format!("{indent}{constant} = arith.constant dense<0x{:08X}> : {vector}", factor.to_bits()),
             format!("{indent}{scaled} = arith.mulf {value}, {constant} : {vector}"),
@@ -632,6 +681,19 @@ mod tests {
         assert_eq!(rewritten("fma-restarts", line), ["  %9 = arith.mulf %1, %2 : vector<16xf32>"]);
         assert_eq!(rewritten("fma-operands", line), ["  %9 = vector.fma %3, %2, %1 : vector<16xf32>"]);
         assert_eq!(rewritten("fma-in-f16", line).len(), 3);
+    }
+
+    #[test]
+    fn halves_are_cut_off_or_misread() {
+        let cut = rewritten("rounded-towards-zero", "  %9 = arith.truncf %1 : vector<8xf32> to vector<8xf16>");
+        assert_eq!(cut[1], "  %mutant0 = arith.bitcast %1 : vector<8xf32> to vector<8xi32>");
+        assert_eq!(cut[4], "  %9 = arith.truncf %mutant1 : vector<8xf32> to vector<8xf16>");
+        assert_eq!(
+            rewritten("widened-as-bf16", "  %9 = arith.extf %1 : f16 to f32")[1],
+            "  %9 = arith.extf %mutant0 : bf16 to f32"
+        );
+        let store = "  vector.store %1, %2[%3] : memref<8xf16>, vector<8xf16>";
+        assert!(rewritten("store-nan", store)[0].ends_with("dense<0x7E00> : vector<8xf16>"));
     }
 
     #[test]

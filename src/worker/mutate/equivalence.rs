@@ -46,8 +46,8 @@ pub fn prove(
 /// Runs the original with a probe before the line: a read of a protected page, which is noted. Which code is reached depends
 /// on the units that a call is asked for and on no tensor, because generated code has no branch on one.
 fn never_reached(subject: &Subject, trial: Trial, function: &str, line: usize) -> Result<bool, Failure> {
-    let mut page = Guarded::new(16, Edge::End)?;
-    let address = page.pointer().wrapping_add(16) as u64;
+    let mut page = Guarded::new(64, Edge::End)?;
+    let address = page.pointer().wrapping_add(64) as u64;
     let Some(probed) = code::probed(subject.module, function, line, address) else { return Ok(false) };
     // A place that cannot be probed (the middle of an op) proves nothing.
     let Ok(patch) = assemble(&probed.patch(&BTreeSet::from([function.to_owned()]))) else { return Ok(false) };

@@ -2,7 +2,7 @@
 //! notice? (V8 of the verification protocol.)
 //!
 //! [`list`] names the mutants of a block, [`judge`] makes one and judges it against the true stages, plan and specification.
-//! The families are in [`plans`], [`stages`], [`code`], [`host`] and [`oracle`]. Nothing here decides what is wrong with a
+//! The families are in [`plans`], [`stages`], [`code`], [`host`] and [`oracle`]; those of programs for GPUs in [`gpu`]. Nothing here decides what is wrong with a
 //! kernel: the gates do. A mutant that is accepted has survived, unless its code is the original's or `equivalent.txt` says
 //! why it computes the same.
 //!
@@ -12,6 +12,7 @@
 
 mod code;
 mod equivalence;
+pub mod gpu;
 mod host;
 mod module;
 mod oracle;
@@ -113,7 +114,7 @@ impl Subject<'_> {
 
     fn mutations(&self) -> Vec<Mutation> {
         let mut all = plans::mutations(self);
-        all.extend(stages::mutations(self));
+        all.extend(stages::mutations(&self.kernel.graph));
         all.extend(code::mutations(self));
         all.extend(host::mutations(self));
         all.extend(host::measurements());
@@ -131,7 +132,7 @@ impl Subject<'_> {
     fn mutation(&self, id: &str) -> Option<Mutation> {
         let all = match id.split('/').next()? {
             "plan" => plans::mutations(self),
-            "ir" | "graph" => stages::mutations(self),
+            "ir" | "graph" => stages::mutations(&self.kernel.graph),
             "code" => return code::mutation(self, id),
             "host" => host::mutations(self).into_iter().chain(host::measurements()).collect(),
             _ => oracle::mutations(self),
@@ -235,7 +236,7 @@ impl Body {
             Self::Measured(tamper) => {
                 let Trial { object, threads, .. } = trial;
                 let measure = || benchmark(object, subject.kernel, subject.cpu, threads, MEASURED_MS);
-                Ok(from_gates(&tamper::with(tamper, measure)?.checks, subject))
+                Ok(from_gates(&tamper::with(tamper, measure)?.checks, &subject.kernel.graph))
             }
             Self::Code { function, line, rule } => match code::apply(subject.module, &function, line, rule) {
                 Some(module) => judge_patched(subject, &module, subject.kernel, trial),
@@ -244,7 +245,7 @@ impl Body {
             Self::Host(kernel) => {
                 let verdict = subject
                     .verify(&kernel, subject.plan, trial, || LoadedKernel::load(trial.object, (*kernel).clone()))?;
-                Ok(from_verdict(&verdict, subject, || Ok(false))?)
+                Ok(from_verdict(&verdict, &subject.kernel.graph, || Ok(false))?)
             }
             Self::Oracle(weakness) => oracle::judge(subject, &weakness, trial),
         }
@@ -263,7 +264,20 @@ impl Subject<'_> {
         // A mutant of the code is no other generator: its plan at other shapes would be the original's.
         let generated = plan != self.plan || kernel.graph != self.kernel.graph;
         let block = self.block;
-        verify_loaded(&Request { object, kernel, plan, block, cpu: self.cpu, threads, seed, corpus, generated }, load)
+        verify_loaded(
+            &Request {
+                object,
+                kernel,
+                plan,
+                block,
+                device: &self.cpu.clone().into(),
+                threads,
+                seed,
+                corpus,
+                generated,
+            },
+            load,
+        )
     }
 }
 
@@ -282,7 +296,7 @@ fn judge_whole(subject: &Subject, graph: &StageGraph, plan: &Plan, trial: Trial)
         Ok(loaded)
     })?;
     let same = || Ok(generated.as_deref().map(Module::parse).as_ref() == Some(subject.module));
-    from_verdict(&verdict, subject, same)
+    from_verdict(&verdict, &subject.kernel.graph, same)
 }
 
 /// Mutants that are other code for the block's stages.
@@ -301,7 +315,7 @@ fn judge_patched(subject: &Subject, module: &Module, kernel: &Kernel, trial: Tri
     let verdict = subject
         .verify(kernel, subject.plan, trial, || LoadedKernel::load_patched(trial.object, &patch, kernel.clone()))?;
     // The same part of the original, so that the same bytes mean the same program.
-    from_verdict(&verdict, subject, || {
+    from_verdict(&verdict, &subject.kernel.graph, || {
         Ok(kernel == subject.kernel && assemble(&subject.module.patch(&changed))? == patch)
     })
 }
@@ -318,10 +332,10 @@ fn refused(case: &str, message: String) -> Judged {
 
 fn from_verdict(
     verdict: &Verdict,
-    subject: &Subject,
+    graph: &StageGraph,
     same_code: impl FnOnce() -> Result<bool, Failure>,
 ) -> Result<Judged, Failure> {
-    let mut judged = from_gates(&verdict.gates, subject);
+    let mut judged = from_gates(&verdict.gates, graph);
     if judged.fate == Fate::Survived {
         if !verdict.accepted {
             return Ok(refused("verdict", "no gate was run".to_owned()));
@@ -333,7 +347,7 @@ fn from_verdict(
     Ok(judged)
 }
 
-fn from_gates(results: &[GateResult], subject: &Subject) -> Judged {
+fn from_gates(results: &[GateResult], graph: &StageGraph) -> Judged {
     let failed: Vec<&GateResult> = results.iter().filter(|it| it.status != GateStatus::Passed).collect();
     let mut gates: Vec<Gate> = failed.iter().map(|it| it.gate).collect();
     gates.sort();
@@ -362,7 +376,7 @@ fn from_gates(results: &[GateResult], subject: &Subject) -> Judged {
         }
     }
     let stages = stages.into_iter().map(|(name, ratio)| (name.to_owned(), ratio)).collect();
-    Judged { fate, stages, witnesses: witnesses(&failed, subject) }
+    Judged { fate, stages, witnesses: witnesses(&failed, graph) }
 }
 
 /// A case as its gate names it, without what a sample of rows adds.
@@ -371,9 +385,9 @@ fn plain_case(case: &str) -> String {
 }
 
 /// The one input that rejected a mutant, under every gate that it did: nothing if there were several, or one that needs no replay.
-fn witnesses(failed: &[&GateResult], subject: &Subject) -> Vec<Witness> {
+fn witnesses(failed: &[&GateResult], graph: &StageGraph) -> Vec<Witness> {
     let witness = |it: &&GateResult| {
-        let stage = subject.kernel.graph.stage(it.stage.as_deref()?)?;
+        let stage = graph.stage(it.stage.as_deref()?)?;
         let seeded = matches!(it.gate, Gate::V1Exactness | Gate::V2Bound | Gate::V3ErrorRatio | Gate::V6Relations);
         let witness = Witness { gate: it.gate, op: stage.op.name().to_owned(), case: plain_case(&it.case) };
         (seeded && !it.case.starts_with(REPLAYED)).then_some(witness)

@@ -8,6 +8,7 @@ use crate::{
     verify::weakness::{self, Weakness},
 };
 use kernelforge::{
+    manifest::spec::Dtype,
     plan::{
         kernel::Kernel,
         stage::{StageGraph, StageOp},
@@ -108,7 +109,7 @@ fn standing<'a>(subject: &'a Subject, weakness: &'a Weakness) -> Box<dyn Iterato
 /// Kernels of other stages: all of one stage, or all there are.
 fn other_stages<'a>(subject: &'a Subject, stage: Option<&'a str>) -> impl Iterator<Item = Wrong> + 'a {
     let wanted = move |it: &Mutation| stage.is_none() || it.mutant.stage.as_deref() == stage;
-    stages::mutations(subject).into_iter().filter(wanted).filter_map(|it| match it.body {
+    stages::mutations(&subject.kernel.graph).into_iter().filter(wanted).filter_map(|it| match it.body {
         Body::Ir(graph) => generated(subject, &graph, it.mutant.id),
         _ => None,
     })
@@ -122,8 +123,11 @@ fn generated(subject: &Subject, graph: &StageGraph, what: String) -> Option<Wron
 /// The same stages with one constant off by powers of two, from what is far within any bound to what is far beyond. Blocks
 /// without such a constant get results in a narrower accumulator, and results that are off by powers of two.
 fn slightly_off<'a>(subject: &'a Subject) -> impl Iterator<Item = Wrong> + 'a {
-    let count = subject.kernel.graph.stages.len();
-    let ladder = (8..24).rev().flat_map(move |power| (0..count).map(move |it| (it, 1.0 + 2f64.powi(-power))));
+    let graph = &subject.kernel.graph;
+    let count = graph.stages.len();
+    // Below half a unit in the last place of the results nothing shows.
+    let bits = if graph.tensors.iter().any(|it| it.dtype == Dtype::F16) { 11 } else { 24 };
+    let ladder = (8..bits).rev().flat_map(move |power| (0..count).map(move |it| (it, 1.0 + 2f64.powi(-power))));
     let constants = ladder.filter_map(|(index, factor)| with_factor(subject, index, factor));
     let narrow = code::mutations(subject).into_iter().filter(|it| it.mutant.id.contains("/fma-in-"));
     let narrow = narrow.filter_map(|it| match it.body {
@@ -133,7 +137,7 @@ fn slightly_off<'a>(subject: &'a Subject) -> impl Iterator<Item = Wrong> + 'a {
         }
         _ => None,
     });
-    let scaled = (8..24).rev().flat_map(move |power| {
+    let scaled = (8..bits).rev().flat_map(move |power| {
         let factor = 1.0 + 2f32.powi(-power);
         code::scaled_stores(subject, factor).take(2).map(move |module| Wrong {
             what: format!("results times {factor}"),

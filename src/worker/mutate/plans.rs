@@ -73,7 +73,7 @@ pub fn mutations(subject: &Subject) -> Vec<Mutation> {
         fields.remove("provenance");
     }
     push("field-missing".to_owned(), None, "no `provenance`".to_owned(), headless);
-    all.extend(pipelines(subject));
+    all.extend(pipelines(subject.passes));
     all
 }
 
@@ -104,6 +104,12 @@ fn wrong_knobs(schedule: &Schedule, cpu: &CpuFacts) -> Vec<Wrong> {
             wrong.push(("unroll".to_owned(), "no copy of the body", 0));
             wrong.push(("unroll".to_owned(), "beyond its limit of 8", 9));
         }
+        // Of no kernel for a CPU.
+        Schedule::GpuMatmul(_)
+        | Schedule::GpuAttention(_)
+        | Schedule::GpuNorm(_)
+        | Schedule::GpuElementwise(_)
+        | Schedule::GpuMlp(_) => {}
     }
     wrong
 }
@@ -155,8 +161,7 @@ fn matmul(prefix: &str, it: &MatmulSchedule, cpu: &CpuFacts, wrong: &mut Vec<Wro
 }
 
 /// The plan was made for the stages of one pipeline and comes with those of another.
-fn pipelines(subject: &Subject) -> Vec<Mutation> {
-    let passes = subject.passes;
+pub fn pipelines(passes: &[Pass]) -> Vec<Mutation> {
     let mut all: Vec<(String, String, Vec<Pass>)> = Vec::new();
     for (index, pass) in passes.iter().enumerate() {
         let name = pass.name();

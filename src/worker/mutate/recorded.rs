@@ -6,6 +6,7 @@ use crate::{
     device::cpu::LoadedKernel,
     verify::{
         self,
+        bounds::Arithmetic,
         candidate::{Candidate, Compiled, Tensors},
         weakness::{self, Weakness},
     },
@@ -80,6 +81,10 @@ impl Tensors for Recorded<'_> {
 }
 
 impl Candidate for Recorded<'_> {
+    fn arithmetic(&self) -> Arithmetic {
+        self.kernel.arithmetic()
+    }
+
     fn prepare(&mut self) {
         self.kernel.prepare();
     }

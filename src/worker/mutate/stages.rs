@@ -1,7 +1,7 @@
 //! Wrong meanings: code is generated from stages that differ from the block's in one thing. Judged against the block's own
 //! stages (`ir/`) the code is wrong; judged against the changed ones (`graph/`) it is right, and only their meaning is not.
 
-use super::{Body, Mutation, Subject};
+use super::{Body, Mutation};
 use kernelforge::{
     manifest::spec::Activation,
     plan::stage::{Factor, Role, Stage, StageGraph, StageOp, TensorId},
@@ -14,8 +14,7 @@ struct Edits<'a> {
     all: Vec<Mutation>,
 }
 
-pub fn mutations(subject: &Subject) -> Vec<Mutation> {
-    let graph = &subject.kernel.graph;
+pub fn mutations(graph: &StageGraph) -> Vec<Mutation> {
     let stages = graph.stages.iter().enumerate();
     stages
         .flat_map(|(index, stage)| {

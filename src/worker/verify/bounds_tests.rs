@@ -3,6 +3,9 @@
 
 use super::*;
 use crate::verify::{emulation::activate, functions, inputs::Source, interpreter::Order};
+use kernelforge::half;
+
+const CPU: Arithmetic = Arithmetic::cpu();
 
 /// The largest error / bound, after checking that none is above 1.
 #[derive(Default)]
@@ -45,9 +48,11 @@ fn rows(n: usize, seed: u64) -> Vec<Vec<f32>> {
 
 #[test]
 fn gamma_is_infinite_where_its_own_formula_has_no_meaning() {
-    assert_eq!(gamma(0), 0.0);
-    assert!(gamma(1) > U && gamma(1) < 1.001 * U);
-    assert!(gamma((1 << 24) - 1).is_finite() && gamma(1 << 24).is_infinite() && gamma(1 << 30).is_infinite());
+    assert_eq!(CPU.gamma(0), 0.0);
+    assert!(CPU.gamma(1) > U && CPU.gamma(1) < 1.001 * U);
+    assert!(
+        CPU.gamma((1 << 24) - 1).is_finite() && CPU.gamma(1 << 24).is_infinite() && CPU.gamma(1 << 30).is_infinite()
+    );
 }
 
 #[test]
@@ -59,7 +64,7 @@ fn a_product_stays_within_its_bound_in_any_order() {
             let (exact, magnitude) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
             for order in Order::ALL {
                 let value = order.dot(k, &|i| (a[i], b[i]));
-                worst.see(value, exact, product(k, magnitude, exact), (k, order));
+                worst.see(value, exact, CPU.product(k, magnitude, exact), (k, order));
             }
         }
     }
@@ -75,14 +80,14 @@ fn an_activation_stays_within_its_bound_over_the_whole_range() {
                 for sign in [-1.0, 1.0] {
                     let h = sign * 2f32.powi(exponent) * (1.0 + step as f32 / 64.0);
                     let y = functions::activation(function, f64::from(h));
-                    worst.see(activate(function, h), y, activation(function, f64::from(h), 0.0, y), (function, h));
+                    worst.see(activate(function, h), y, CPU.activation(function, f64::from(h), 0.0, y), (function, h));
                     // An argument that is itself off.
                     let off = h * (1.0 + 3.0 * f32::EPSILON);
                     let error = (f64::from(off) - f64::from(h)).abs();
                     worst.see(
                         activate(function, off),
                         y,
-                        activation(function, f64::from(h), error, y),
+                        CPU.activation(function, f64::from(h), error, y),
                         (function, off),
                     );
                 }
@@ -113,7 +118,7 @@ fn softmax_stays_within_its_bound_for_flat_and_peaky_scores() {
             let mut source = Source::new(seed, n as u64);
             let scores: Vec<f32> = (0..n).map(|_| spread * source.normal()).collect();
             let (mut p, mut error) = (wide(&scores), vec![0.0; n]);
-            softmax(&mut p, &mut error);
+            CPU.softmax(&mut p, &mut error);
             assert!((p.iter().sum::<f64>() - 1.0).abs() < 1e-12);
             for order in Order::ALL {
                 let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -136,9 +141,9 @@ fn softmax_carries_the_errors_of_its_scores() {
         let exact: Vec<f64> = (0..20).map(|_| f64::from(source.normal())).collect();
         let off: Vec<f64> = exact.iter().map(|it| it + 1e-3 * f64::from(source.sign())).collect();
         let (mut p, mut error) = (exact.clone(), vec![1e-3; 20]);
-        softmax(&mut p, &mut error);
+        CPU.softmax(&mut p, &mut error);
         let (mut moved, mut ignored) = (off, vec![0.0; 20]);
-        softmax(&mut moved, &mut ignored);
+        CPU.softmax(&mut moved, &mut ignored);
         (0..20).for_each(|i| worst.see(moved[i] as f32, p[i], error[i], i));
     }
     worst.at_least("softmax of scores with errors", 0.5);
@@ -156,8 +161,8 @@ fn norms_stay_within_their_bounds_or_say_that_they_cannot_tell() {
                 let row: Vec<f32> = (0..n).map(|_| offset + deviation * source.normal()).collect();
                 let (eps, gain, bias) = (1e-5, 1.3f32, if centred { -0.7f32 } else { 0.0 });
                 let reference = match centred {
-                    true => NormRow::layer_norm(&wide(&row), eps),
-                    false => NormRow::rms_norm(&wide(&row), eps),
+                    true => NormRow::layer_norm(CPU, Dtype::F32, &wide(&row), eps),
+                    false => NormRow::rms_norm(CPU, Dtype::F32, &wide(&row), eps),
                 };
                 for order in Order::ALL {
                     let mean = if centred { order.dot(n, &|i| (row[i], 1.0)) / n as f32 } else { 0.0 };
@@ -166,7 +171,8 @@ fn norms_stay_within_their_bounds_or_say_that_they_cannot_tell() {
                     for x in &row {
                         let y = (x - mean) * rstd * gain;
                         let y = if centred { y + bias } else { y };
-                        let (exact, bound) = reference.element(f64::from(*x), f64::from(gain), f64::from(bias));
+                        let (exact, bound) =
+                            reference.element(Dtype::F32, f64::from(*x), f64::from(gain), f64::from(bias));
                         if bound.is_finite() {
                             decided += 1;
                             worst.see(y, exact, bound, (centred, n, offset, deviation, order));
@@ -183,7 +189,7 @@ fn norms_stay_within_their_bounds_or_say_that_they_cannot_tell() {
 #[test]
 fn a_variance_within_its_own_error_has_no_finite_bound() {
     let row: Vec<f64> = (0..768).map(|i| 1e3 + 1e-6 * f64::from(i)).collect();
-    let (_, bound) = NormRow::layer_norm(&row, 1e-12).element(row[0], 1.0, 0.0);
+    let (_, bound) = NormRow::layer_norm(CPU, Dtype::F32, &row, 1e-12).element(Dtype::F32, row[0], 1.0, 0.0);
     assert!(!bound.is_finite());
 }
 
@@ -194,15 +200,15 @@ fn elementwise_results_stay_within_their_bounds() {
     for _ in 0..20_000 {
         let [a, b, c, d] = [(); 4].map(|()| source.normal());
         let [x, y, p, q] = [a, b, c, d].map(f64::from);
-        worsts[0].see(a + b, x + y, sum(0.0, x + y), "sum");
-        worsts[1].see(a * b, x * y, factors(x, 0.0, y, 0.0), "product of two");
-        worsts[2].see(a * 0.3f32, x * 0.3, scaled(x * 0.3, false), "scale");
+        worsts[0].see(a + b, x + y, CPU.sum(0.0, x + y), "sum");
+        worsts[1].see(a * b, x * y, CPU.factors(x, 0.0, y, 0.0), "product of two");
+        worsts[2].see(a * 0.3f32, x * 0.3, CPU.scaled(0.0, x * 0.3, false), "scale");
         let rotated = a * c - b * d;
-        worsts[3].see(rotated, x * p - y * q, rotation((x * p).abs() + (y * q).abs(), x * p - y * q), "rotation");
+        worsts[3].see(rotated, x * p - y * q, CPU.rotation((x * p).abs() + (y * q).abs(), x * p - y * q), "rotation");
         // Factors that are themselves off by one part in 2^20.
         let (off_a, off_b) = (a * (1.0 + 2f32.powi(-20)), b * (1.0 - 2f32.powi(-20)));
         let (error_a, error_b) = ((f64::from(off_a) - x).abs(), (f64::from(off_b) - y).abs());
-        worsts[4].see(off_a * off_b, x * y, factors(x, error_a, y, error_b), "factors with errors");
+        worsts[4].see(off_a * off_b, x * y, CPU.factors(x, error_a, y, error_b), "factors with errors");
     }
     for (worst, (name, ratio)) in worsts.into_iter().zip([
         ("sum", 0.5),
@@ -221,7 +227,80 @@ fn a_factor_that_the_kernel_evaluates_itself_may_be_off_by_more() {
     for v in 1..300u16 {
         let factor = 1.0 / f32::from(v).sqrt();
         let exact = 3.7 / f64::from(v).sqrt();
-        worst.see(3.7f64 as f32 * factor, f64::from(3.7f64 as f32) / f64::from(v).sqrt(), scaled(exact, true), v);
+        worst.see(
+            3.7f64 as f32 * factor,
+            f64::from(3.7f64 as f32) / f64::from(v).sqrt(),
+            CPU.scaled(0.0, exact, true),
+            v,
+        );
     }
     worst.at_least("scale by an evaluated root", 0.2);
+}
+
+/// An arithmetic of half-precision softmax weights and hidden rows, that may flush and divides badly.
+fn loose() -> Arithmetic {
+    Arithmetic {
+        division: 5.0 * U,
+        inverse_sqrt: 4.0 * U,
+        probabilities: Dtype::F16,
+        hidden: Dtype::F16,
+        flushes: true,
+        ..CPU
+    }
+}
+
+#[test]
+fn a_result_stored_as_f16_stays_within_its_bound_down_to_the_smallest_numbers() {
+    let mut source = Source::new(6, 0);
+    let (mut worst, mut least) = (Worst::default(), Worst::default());
+    for exponent in -30..15 {
+        for _ in 0..500 {
+            let exact = f64::from(2f32.powi(exponent) * source.normal());
+            // As a kernel has it before it stores it.
+            let off = exact * (1.0 + 3e-7 * f64::from(source.sign()));
+            let stored = half::nearest(Dtype::F16, off as f32);
+            let bound = CPU.stored(Dtype::F16, (off - exact).abs() + U * exact.abs(), exact);
+            if exact.abs() < 2f64.powi(-14) { &mut least } else { &mut worst }.see(stored, exact, bound, exact);
+            assert_eq!(CPU.stored(Dtype::F32, 0.125, exact), 0.125);
+        }
+    }
+    worst.at_least("stored as f16", 0.95);
+    least.at_least("stored below the normal range of f16", 0.95);
+}
+
+#[test]
+fn softmax_weights_of_half_precision_stay_within_their_bound_normalised_before_or_after() {
+    let (mut worst, it) = (Worst::default(), Arithmetic { flushes: false, ..loose() });
+    let nearest = |x: f32| half::nearest(Dtype::F16, x);
+    for n in [1, 7, 100, 777] {
+        for (seed, spread) in [(1, 0.0), (2, 1.0), (3, 4.0), (4, 30.0)] {
+            let mut source = Source::new(seed, n as u64);
+            let scores: Vec<f32> = (0..n).map(|_| spread * source.normal()).collect();
+            let (mut p, mut error) = (wide(&scores), vec![0.0; n]);
+            it.softmax(&mut p, &mut error);
+            let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let raised: Vec<f32> = scores.iter().map(|it| (it - max).exp()).collect();
+            let total: f32 = raised.iter().sum();
+            let of_rounded: f32 = raised.iter().copied().map(nearest).sum();
+            for i in 0..n {
+                for computed in
+                    [nearest(raised[i] / total), nearest(raised[i]) / total, nearest(raised[i]) / of_rounded]
+                {
+                    worst.see(computed, p[i], error[i], (n, spread, i));
+                }
+            }
+        }
+    }
+    worst.at_least("softmax in f16", 0.4);
+}
+
+#[test]
+fn operands_that_may_be_taken_for_zero_change_a_product_by_no_more_than_they_are() {
+    let (it, least) = (loose(), f64::from(half::MIN_POSITIVE));
+    assert_eq!(it.flushed(Dtype::F16, 0.5 * least), 0.5 * least);
+    assert_eq!((it.flushed(Dtype::F16, least), CPU.flushed(Dtype::F16, 0.5 * least)), (0.0, 0.0));
+    assert_eq!(it.flushed(Dtype::F32, 0.5 * least), 0.0);
+    assert_eq!(it.least(Dtype::F16), least);
+    // And a stored result may vanish below the normal range.
+    assert!(it.stored(Dtype::F16, 0.0, 0.9 * least) >= 0.9 * least);
 }

@@ -1,6 +1,7 @@
 //! What the gates need of a kernel: a graph, tensors to fill and read, and two ways to run it. The gates know nothing of
 //! object files, so their own tests run them on an interpreter that can be made wrong in every way of the catalogue.
 
+use super::bounds::{Arithmetic, Precision};
 use crate::device::{
     cpu::LoadedKernel,
     guard::{Edge, Escape, announced},
@@ -10,21 +11,25 @@ use crate::device::{
 use kernelforge::{
     plan::{
         kernel::{Arg, Kernel},
-        stage::{StageGraph, TensorId},
+        stage::{Stage, StageGraph, TensorId},
     },
     protocol::Failure,
 };
 use std::ffi::CString;
 
-/// The tensors of a graph. Shapes and roles are the graph's.
+/// The tensors of a graph. Shapes, roles and types are the graph's; values are f32 whatever the type is.
 pub trait Tensors {
     fn graph(&self) -> &StageGraph;
+    /// Exactly the values that are stored; what was written since the last run may not be rounded yet.
     fn tensor(&self, id: TensorId) -> &[f32];
+    /// What is written here is rounded to the tensor's type before anything runs.
     fn tensor_mut(&mut self, id: TensorId) -> &mut [f32];
 }
 
 /// Something that computes what a graph says, on tensors it holds.
 pub trait Candidate: Tensors {
+    /// The operations that it computes with. No default: a bound for other operations than the candidate's says nothing.
+    fn arithmetic(&self) -> Arithmetic;
     /// Must be called after weights changed and before anything runs.
     fn prepare(&mut self);
     /// Computes one stage's output from its inputs.
@@ -39,12 +44,22 @@ pub trait Candidate: Tensors {
     }
     /// Computes the graph's outputs from its inputs; values in between are not visible.
     fn block(&mut self);
-    /// Overwrites values, outputs and working memory; leaves inputs, weights and packed weights.
+    /// Running the block is running its stages one after another.
+    fn blocks_are_stages(&self) -> bool {
+        false
+    }
+    /// Overwrites values, outputs and working memory; leaves inputs, weights and packed weights. Where a type cannot hold a finite
+    /// value, one that it can hold takes its place.
     fn poison(&mut self, value: f32);
     /// How it left its buffers since this was asked last, for those who can tell.
     fn escapes(&mut self) -> Vec<Left> {
         Vec::new()
     }
+}
+
+/// What a stage is computed with and stored as.
+pub fn precision(candidate: &dyn Candidate, stage: &Stage) -> Precision {
+    Precision { arithmetic: candidate.arithmetic(), storage: candidate.graph().tensor(stage.output).dtype }
 }
 
 /// A buffer that was left.
@@ -123,9 +138,13 @@ impl Tensors for Compiled<'_> {
 }
 
 impl Candidate for Compiled<'_> {
+    fn arithmetic(&self) -> Arithmetic {
+        Arithmetic::cpu()
+    }
+
     fn prepare(&mut self) {
         // NaN shows padding that the prepare entry left unwritten and that a stage then reads.
-        self.memory.packed.iter_mut().for_each(|it| it.fill(f32::NAN));
+        self.memory.poison_packed(f32::NAN);
         announced(&self.names[0], || self.kernel.prepare(&mut self.memory, &self.threads));
         self.note(Call::Prepare);
     }
@@ -147,6 +166,11 @@ impl Candidate for Compiled<'_> {
     fn block(&mut self) {
         announced(&self.names[1], || self.kernel.block(&mut self.memory, &self.alone));
         self.note(Call::Block);
+    }
+
+    fn blocks_are_stages(&self) -> bool {
+        // The block entry is for one thread.
+        self.threads.count() > 1
     }
 
     fn poison(&mut self, value: f32) {

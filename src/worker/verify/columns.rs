@@ -63,7 +63,7 @@ fn gather(data: &[f32], width: usize, columns: &[usize]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verify::reference::{Detail, Operand, evaluate};
+    use crate::verify::reference::{self, Operand};
     use kernelforge::manifest::spec::Activation;
 
     fn draw(len: usize, lane: u64) -> Vec<f32> {
@@ -78,7 +78,7 @@ mod tests {
         let narrowed = narrow(op, &slices, 4).unwrap();
         let value = |op: &StageOp, inputs: &[&[f32]]| {
             let operands: Vec<Operand> = inputs.iter().map(|it| Operand::F32(it)).collect();
-            evaluate(op, &operands, &(0..rows).collect::<Vec<_>>(), Detail::Value).value
+            reference::value(op, &operands, &(0..rows).collect::<Vec<_>>())
         };
         let narrow_inputs: Vec<&[f32]> = narrowed.inputs.iter().map(AsRef::as_ref).collect();
         let (wide, narrow) = (value(op, &slices), value(&narrowed.op, &narrow_inputs));

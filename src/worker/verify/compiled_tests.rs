@@ -50,6 +50,7 @@ fn planned(graph: &StageGraph, cpu: &CpuFacts) -> Plan {
         target: "cpu".to_owned(),
         provenance: Provenance { strategy: "test".to_owned(), trials: 0 },
         stages: graph.stages.iter().map(|it| (it.name.clone(), schedule(&it.op))).collect(),
+        shaders: Default::default(),
     }
 }
 
@@ -62,7 +63,7 @@ fn judge(block: &BlockSpec, graph: &StageGraph, threads: usize) -> Verdict {
         kernel: &compiled.kernel,
         plan: &plan,
         block,
-        cpu: &cpu,
+        device: &cpu.clone().into(),
         threads,
         seed: 17,
         corpus: &[],
@@ -87,6 +88,13 @@ fn compiled_kernels_of_every_kind_are_accepted() {
 }
 
 #[test]
+fn compiled_kernels_of_every_kind_are_accepted_in_f16() {
+    for block in samples::all().iter().map(samples::halved) {
+        assert_accepted(&judge(&block, &samples::graph(&block), 1), &block);
+    }
+}
+
+#[test]
 fn a_plan_beyond_the_cpu_never_runs() {
     let (block, cpu) = (samples::gpt(), CpuFacts::detect());
     let graph = samples::graph(&block);
@@ -103,7 +111,7 @@ fn a_plan_beyond_the_cpu_never_runs() {
         kernel: &compiled.kernel,
         plan: &plan,
         block: &block,
-        cpu: &cpu,
+        device: &cpu.clone().into(),
         threads: 1,
         seed: 1,
         corpus: &[],
@@ -161,7 +169,7 @@ fn verifying_gpt2_small() {
         kernel: &compiled.kernel,
         plan: &plan,
         block: &block,
-        cpu: &cpu,
+        device: &cpu.clone().into(),
         threads: 1,
         seed: 17,
         corpus: &[],

@@ -1,19 +1,43 @@
-//! What plain code of the same precision computes: f32 throughout, one loop after another, sums from the first term to the
+//! What plain code of the same precision computes: f32 but for what the arithmetic stores as less, one loop after another, sums from the first term to the
 //! last, the functions of libm. It is the yardstick of gate V3 and knows nothing of the generated code.
 
-use super::coverage;
+use super::{
+    bounds::{Arithmetic, Precision},
+    coverage,
+};
 use kernelforge::{
-    manifest::spec::Activation,
+    half,
+    manifest::spec::{Activation, Dtype},
     plan::stage::{Factor, StageOp},
 };
+use std::borrow::Cow;
 
-/// `rows` of the output of `op`, row after row. `inputs` in the order of the stage's inputs.
-pub fn emulate(op: &StageOp, inputs: &[&[f32]], rows: &[usize]) -> Vec<f32> {
+/// `rows` of the output of `op`, row after row, as they are stored. `inputs` in the order of the stage's inputs.
+pub fn emulate(op: &StageOp, inputs: &[&[f32]], rows: &[usize], precision: Precision) -> Vec<f32> {
+    let Precision { arithmetic, storage } = precision;
     let width = coverage::output_shape(op).1;
-    rows.iter().flat_map(|&row| one_row(op, inputs, row, width)).collect()
+    // Who may take an operand for zero is held against code that does.
+    let flushed = |it: &&[f32]| -> Cow<'_, [f32]> {
+        let lost = |x: f32| arithmetic.flushed(storage, f64::from(x)) != 0.0;
+        it.iter().map(|&x| if lost(x) { 0.0 } else { x }).collect()
+    };
+    let inputs: Vec<Cow<'_, [f32]>> = match arithmetic.flushes {
+        true => inputs.iter().map(flushed).collect(),
+        false => inputs.iter().map(|it| Cow::Borrowed(*it)).collect(),
+    };
+    let inputs: Vec<&[f32]> = inputs.iter().map(AsRef::as_ref).collect();
+    let mut y: Vec<f32> = rows.iter().flat_map(|&row| one_row(op, &inputs, row, width, arithmetic)).collect();
+    store(&mut y, storage);
+    y
 }
 
-fn one_row(op: &StageOp, inputs: &[&[f32]], row: usize, width: usize) -> Vec<f32> {
+fn store(values: &mut [f32], dtype: Dtype) {
+    if dtype != Dtype::F32 {
+        values.iter_mut().for_each(|it| *it = half::nearest(dtype, *it));
+    }
+}
+
+fn one_row(op: &StageOp, inputs: &[&[f32]], row: usize, width: usize, arithmetic: Arithmetic) -> Vec<f32> {
     let at = |input: usize, width: usize| &inputs[input][row * width..(row + 1) * width];
     match *op {
         StageOp::Matmul { n, k, bias, activation, residual, .. } => {
@@ -38,6 +62,7 @@ fn one_row(op: &StageOp, inputs: &[&[f32]], row: usize, width: usize) -> Vec<f32
                 let up = layer(x, d_ff);
                 hidden.iter_mut().zip(up).for_each(|(gate, up)| *gate *= up);
             }
+            store(&mut hidden, arithmetic.hidden);
             let mut y = layer(&hidden, d_model);
             add(&mut y, residual.then(|| at(inputs.len() - 1, d_model)));
             y
@@ -53,7 +78,8 @@ fn one_row(op: &StageOp, inputs: &[&[f32]], row: usize, width: usize) -> Vec<f32
                     let start = (first + key) * kv_width + column;
                     &inputs[input][start..start + head_dim]
                 };
-                y.extend(attend(&q[head * head_dim..(head + 1) * head_dim], visible, scale as f32, part));
+                let q = &q[head * head_dim..(head + 1) * head_dim];
+                y.extend(attend(q, visible, scale as f32, arithmetic.probabilities, part));
             }
             y
         }
@@ -106,12 +132,19 @@ fn apply(y: &mut [f32], function: Option<Activation>) {
     }
 }
 
-fn attend<'a>(q: &[f32], visible: usize, scale: f32, part: impl Fn(usize, usize) -> &'a [f32]) -> Vec<f32> {
+fn attend<'a>(
+    q: &[f32],
+    visible: usize,
+    scale: f32,
+    weights: Dtype,
+    part: impl Fn(usize, usize) -> &'a [f32],
+) -> Vec<f32> {
     let score = |key: usize| scale * q.iter().zip(part(1, key)).map(|(q, k)| q * k).sum::<f32>();
     let mut p: Vec<f32> = (0..visible).map(score).collect();
     let max = p.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     p.iter_mut().for_each(|it| *it = (*it - max).exp());
     let total: f32 = p.iter().sum();
+    store(&mut p, weights);
     let mut y = vec![0.0; q.len()];
     for (key, p) in p.iter().enumerate() {
         y.iter_mut().zip(part(2, key)).for_each(|(y, v)| *y += p / total * v);

@@ -1,9 +1,13 @@
 //! Seeded tensors: weights and inputs of a whole block, and the input regimes of single stages. Everything that runs a
 //! kernel without a user's tensors fills it here, so that timed, verified and printed runs see the same distributions.
 
-use super::candidate::Tensors;
+use super::{
+    bounds::{Arithmetic, Precision},
+    candidate::Tensors,
+};
 use kernelforge::{
-    manifest::spec::BlockSpec,
+    half,
+    manifest::spec::{BlockSpec, Dtype},
     plan::stage::{Role, Stage, StageOp, TensorId},
 };
 use rand::{Rng, SeedableRng};
@@ -20,9 +24,9 @@ pub enum Regime {
     NearEpsilon,
     /// Logits far apart, rows ruled by few elements.
     Peaky,
-    /// Magnitudes around 2^30.
+    /// Magnitudes around 2^30; of f16 what keeps results below 65504 (see `Sizes`).
     Large,
-    /// Magnitudes around 2^-30.
+    /// Magnitudes around 2^-30; of f16 around 2^-10.
     Small,
     /// Numbers below the normal range: whole rows for what works row by row, one in each row for products, whose time
     /// many of them would multiply.
@@ -46,8 +50,21 @@ impl Regime {
         Self::SYNTHETIC.into_iter().chain([Self::Normal]).find(|it| it.name() == name)
     }
 
-    /// Whether the regime is one for this kind of stage.
-    pub const fn applies(self, op: &StageOp) -> bool {
+    /// Whether the regime is one for this kind of stage. Where a candidate may take what is below the normal range for zero, a
+    /// norm of rows of such numbers with an epsilon smaller than their squares may return anything: 2^-14 squared is 2^-28 for
+    /// f16, with room for how the errors of a variance add up 2^-24. For f32 that is no epsilon.
+    pub fn applies(self, op: &StageOp, precision: Precision) -> bool {
+        let Precision { arithmetic, storage } = precision;
+        let lost = |eps: f64| arithmetic.flushes && eps < 16.0 * f64::from(storage.min_positive()).powi(2);
+        match (self, op) {
+            (Self::NearEpsilon | Self::Subnormal, &(StageOp::LayerNorm { eps, .. } | StageOp::RmsNorm { eps, .. }))
+            | (Self::NearConstant, &StageOp::RmsNorm { eps, .. })
+                if lost(eps) =>
+            {
+                return false;
+            }
+            _ => {}
+        }
         match self {
             Self::Sunk => matches!(op, StageOp::Attention { .. }),
             Self::NearEpsilon => matches!(op, StageOp::LayerNorm { .. } | StageOp::RmsNorm { .. }),
@@ -130,7 +147,7 @@ pub fn rope_table(table: &mut [f32], half: usize, theta: f64, f: fn(f64) -> f64)
 pub fn fill(tensors: &mut dyn Tensors, rope_theta: f64, seed: u64) {
     for index in 0..tensors.graph().tensors.len() {
         let tensor = &tensors.graph().tensors[index];
-        let (role, shape, name) = (tensor.role, tensor.shape.clone(), tensor.name.clone());
+        let (role, shape, name, dtype) = (tensor.role, tensor.shape.clone(), tensor.name.clone(), tensor.dtype);
         let mut source = Source::new(seed, index as u64);
         let data = tensors.tensor_mut(TensorId(index));
         match (role, shape.as_slice()) {
@@ -145,6 +162,14 @@ pub fn fill(tensors: &mut dyn Tensors, rope_theta: f64, seed: u64) {
             (Role::Weight, _) if name.ends_with("gain") => data.fill_with(|| 1.0 + 0.25 * source.normal()),
             (Role::Weight, _) => data.fill_with(|| 0.5 * source.normal()),
         }
+        round(data, dtype);
+    }
+}
+
+/// Rounds to what a tensor of this type stores, so that whoever reads what was drawn reads what the candidate is given.
+fn round(data: &mut [f32], dtype: Dtype) {
+    if dtype != Dtype::F32 {
+        data.iter_mut().for_each(|it| *it = half::nearest(dtype, *it));
     }
 }
 
@@ -155,9 +180,9 @@ pub fn fill_stage(tensors: &mut dyn Tensors, stage: &Stage, regime: Regime, seed
         if tensor.role == Role::Weight {
             continue;
         }
-        let width = tensor.shape.last().copied().unwrap_or(1);
+        let (width, dtype) = (tensor.shape.last().copied().unwrap_or(1), tensor.dtype);
         let mut source = Source::new(seed, 0x5eed_0000 + id.0 as u64);
-        let shape = row_shape(&stage.op, position, width, regime);
+        let shape = row_shape(&stage.op, position, width, regime, dtype);
         for row in tensors.tensor_mut(id).chunks_mut(width) {
             // Logits of one sign need operands of one sign.
             let offset = if regime == Regime::Sunk { shape.offset } else { shape.offset * source.sign() };
@@ -166,6 +191,7 @@ pub fn fill_stage(tensors: &mut dyn Tensors, stage: &Stage, regime: Regime, seed
                 let at = source.below(width);
                 row[at] *= shape.outlier;
             }
+            round(row, dtype);
         }
     }
 }
@@ -177,15 +203,54 @@ struct RowShape {
     outlier: f32,
 }
 
-fn row_shape(op: &StageOp, position: usize, width: usize, regime: Regime) -> RowShape {
+/// The magnitudes of the regimes, by the type that operands and results are stored as.
+struct Sizes {
+    large: f32,
+    small: f32,
+    /// Below the normal range.
+    subnormal: f32,
+    /// The element of a peaky row.
+    outlier: f32,
+}
+
+impl Sizes {
+    /// Of f16: numbers that [`Source::normal`] draws end at 3.47, so elements end at 3.47 times the size, and the largest results,
+    /// sums of bias, residual and a product that keeps their size, at some 15 times it: 2^12 leaves room below 65504 = 2^16.
+    /// Where two operands of the size are multiplied with each other (`mul`, a gated MLP), results go with its square: 2^5, and
+    /// 16 for the outlier.
+    fn of(op: &StageOp, dtype: Dtype) -> Self {
+        let squared = matches!(op, StageOp::Mul { .. } | StageOp::Mlp { gated: true, .. });
+        match (dtype, squared) {
+            (Dtype::F32, _) => Self {
+                large: 2f32.powi(30),
+                small: 2f32.powi(-30),
+                subnormal: if multiplies(op) { 2f32.powi(-140) } else { 2f32.powi(-132) },
+                outlier: 256.0,
+            },
+            (Dtype::F16, true) => {
+                Self { large: 2f32.powi(5), small: 2f32.powi(-10), subnormal: 2f32.powi(-18), outlier: 16.0 }
+            }
+            (Dtype::F16, false) => {
+                Self { large: 2f32.powi(12), small: 2f32.powi(-10), subnormal: 2f32.powi(-18), outlier: 256.0 }
+            }
+        }
+    }
+}
+
+/// Stages whose time many subnormal numbers would multiply.
+fn multiplies(op: &StageOp) -> bool {
+    matches!(op, StageOp::Matmul { .. } | StageOp::Mlp { .. } | StageOp::Attention { .. })
+}
+
+fn row_shape(op: &StageOp, position: usize, width: usize, regime: Regime, dtype: Dtype) -> RowShape {
     let plain = |deviation| RowShape { offset: 0.0, deviation, outlier: 1.0 };
-    let (large, small) = (2f32.powi(30), 2f32.powi(-30));
+    let Sizes { large, small, subnormal, outlier } = Sizes::of(op, dtype);
     match (op, regime) {
         // Variance equal to epsilon, around an offset as large as lets the bound decide: the mean's own error, gamma_n times
         // the offset, must stay well under the deviation (BERT's epsilon of 1e-12 leaves room for 3e-3 at width 768).
         (StageOp::LayerNorm { eps, .. }, Regime::NearConstant) => {
             let deviation = eps.sqrt();
-            let decidable = deviation / (16.0 * super::bounds::gamma(width));
+            let decidable = deviation / (16.0 * Arithmetic::cpu().gamma(width));
             RowShape { offset: decidable.min(1.0) as f32, deviation: deviation as f32, outlier: 1.0 }
         }
         (StageOp::RmsNorm { eps, .. }, Regime::NearConstant) => plain(eps.sqrt() as f32),
@@ -201,16 +266,14 @@ fn row_shape(op: &StageOp, position: usize, width: usize, regime: Regime) -> Row
             let offset = (256.0 / (scale.abs() * *head_dim as f64)).sqrt().log2().ceil().exp2() as f32;
             RowShape { offset: if position == 0 { -offset } else { offset }, deviation: 0.0, outlier: 1.0 }
         }
-        (StageOp::Matmul { .. } | StageOp::Mlp { .. } | StageOp::Attention { .. }, Regime::Subnormal) => {
-            RowShape { offset: 0.0, deviation: 1.0, outlier: 2f32.powi(-140) }
-        }
-        (_, Regime::Subnormal) => plain(2f32.powi(-132)),
+        (op, Regime::Subnormal) if multiplies(op) => RowShape { offset: 0.0, deviation: 1.0, outlier: subnormal },
+        (_, Regime::Subnormal) => plain(subnormal),
         // Logits of 2^60 have a bound that is not finite; the values can be large all the same.
         (StageOp::Attention { .. }, Regime::Large) if position < 2 => plain(1.0),
         (StageOp::Attention { .. }, Regime::Peaky | Regime::NearConstant) => plain(1.0),
         (_, Regime::Normal | Regime::Sunk | Regime::NearEpsilon) => plain(1.0),
         (_, Regime::NearConstant) => RowShape { offset: 1.0, deviation: 1.0 / 1024.0, outlier: 1.0 },
-        (_, Regime::Peaky) => RowShape { offset: 0.0, deviation: 1.0, outlier: 256.0 },
+        (_, Regime::Peaky) => RowShape { offset: 0.0, deviation: 1.0, outlier },
         (_, Regime::Large) => plain(large),
         (_, Regime::Small) => plain(small),
     }

@@ -2,11 +2,13 @@
 //! kernel can be; right, it shows that the bounds raise no false alarm.
 
 use super::{
+    bounds::Arithmetic,
     candidate::{Candidate, Tensors},
     emulation::activate,
 };
 use kernelforge::{
-    manifest::spec::Activation,
+    half,
+    manifest::spec::{Activation, Dtype},
     plan::stage::{Role, StageGraph, StageOp, TensorId},
 };
 
@@ -156,12 +158,31 @@ pub struct Interpreter {
     workspace: Vec<f32>,
     order: Order,
     wrong: Option<Wrong>,
+    arithmetic: Arithmetic,
 }
 
 impl Interpreter {
     pub fn new(graph: StageGraph, order: Order, wrong: Option<Wrong>) -> Self {
         let tensors = graph.tensors.iter().map(|it| vec![0.0; it.len()]).collect();
-        Self { graph, tensors, workspace: vec![0.0; 16], order, wrong }
+        Self { graph, tensors, workspace: vec![0.0; 16], order, wrong, arithmetic: Arithmetic::cpu() }
+    }
+
+    /// With softmax weights and hidden rows stored as this arithmetic says, operands below the normal range zero if it says so.
+    pub fn with(self, arithmetic: Arithmetic) -> Self {
+        Self { arithmetic, ..self }
+    }
+
+    /// A tensor as the operations see it.
+    fn read(&self, id: TensorId) -> Vec<f32> {
+        let dtype = self.graph.tensor(id).dtype;
+        let lost = |x: f32| self.arithmetic.flushed(dtype, f64::from(x)) != 0.0;
+        self.tensors[id.0].iter().map(|&it| if lost(it) { 0.0 } else { it }).collect()
+    }
+
+    /// Rounds a tensor to what it is stored as.
+    fn round(&mut self, id: TensorId) {
+        let dtype = self.graph.tensor(id).dtype;
+        self.tensors[id.0].iter_mut().for_each(|it| *it = half::nearest(dtype, *it));
     }
 
     fn is(&self, wrong: Wrong) -> bool {
@@ -231,6 +252,7 @@ impl Interpreter {
                     let up = self.linear(&inputs[0], layers[1].0, bias_of(layers[1].1).as_deref(), d_ff, None);
                     hidden.iter_mut().zip(up).for_each(|(a, g)| *a = self.order.result(*a * g));
                 }
+                hidden.iter_mut().for_each(|it| *it = half::nearest(self.arithmetic.hidden, *it));
                 let down = layers[layers.len() - 1];
                 let bias = if self.is(Wrong::NoDownBias) { None } else { bias_of(down.1) };
                 let out = self.linear(&hidden, down.0, bias.as_deref(), d_model, None);
@@ -345,6 +367,7 @@ impl Interpreter {
                 let raised = |s: f32| if self.is(Wrong::UniformAttention) { 1.0 } else { round((s - max).exp()) };
                 p.iter_mut().for_each(|s| *s = raised(*s));
                 let total = self.order.dot(visible, &|j| (p[j], 1.0));
+                p.iter_mut().for_each(|it| *it = half::nearest(self.arithmetic.probabilities, *it));
                 for i in 0..head_dim {
                     let sum = self.order.dot(visible, &|j| (p[j], inputs[2][at(first + j, kv, kv_heads) + i]));
                     out[at(row, head, heads) + i] = round(sum / total);
@@ -370,11 +393,17 @@ impl Tensors for Interpreter {
 }
 
 impl Candidate for Interpreter {
+    fn arithmetic(&self) -> Arithmetic {
+        self.arithmetic
+    }
+
     fn prepare(&mut self) {}
 
     fn stage(&mut self, index: usize) {
         let stage = self.graph.stages[index].clone();
-        let inputs: Vec<Vec<f32>> = stage.inputs.iter().map(|it| self.tensors[it.0].clone()).collect();
+        // What tests wrote may be no number of the tensor's type yet.
+        stage.inputs.iter().for_each(|it| self.round(*it));
+        let inputs: Vec<Vec<f32>> = stage.inputs.iter().map(|it| self.read(*it)).collect();
         let mut out = self.compute(&stage.op, &inputs);
         match self.wrong {
             Some(Wrong::AllNan) => out.fill(f32::NAN),
@@ -391,6 +420,7 @@ impl Candidate for Interpreter {
             _ => {}
         }
         self.tensors[stage.output.0] = out;
+        self.round(stage.output);
     }
 
     fn block(&mut self) {
@@ -411,7 +441,11 @@ impl Candidate for Interpreter {
     fn poison(&mut self, value: f32) {
         for (tensor, data) in self.graph.tensors.iter().zip(&mut self.tensors) {
             if matches!(tensor.role, Role::Value | Role::Output) {
-                data.fill(value);
+                data.fill(if tensor.dtype == Dtype::F16 && value.is_finite() {
+                    value.clamp(-2048.0, 2048.0)
+                } else {
+                    value
+                });
             }
         }
         self.workspace.fill(value);

@@ -10,10 +10,11 @@ pub mod candidate;
 mod columns;
 #[cfg(test)]
 mod compiled_tests;
-mod coverage;
+pub mod coverage;
 mod emulation;
 mod functions;
 mod gates;
+pub mod gpu;
 pub mod inputs;
 #[cfg(test)]
 mod interpreter;
@@ -24,9 +25,9 @@ mod precise;
 #[cfg(test)]
 mod precise_tests;
 mod projection;
-mod reference;
+pub mod reference;
 #[cfg(test)]
-mod samples;
+pub mod samples;
 #[cfg(test)]
 mod schedules_tests;
 mod tally;
@@ -36,14 +37,17 @@ pub mod weakness;
 
 pub use gates::{gaming, guard::outputs};
 
-use crate::device::{cpu::LoadedKernel, guard::Edge};
-use candidate::{Candidate, Compiled};
+use crate::{
+    codegen::{self, Compiled},
+    device::{cpu::LoadedKernel, guard::Edge},
+};
+use candidate::Candidate;
 use inputs::Regime;
 use kernelforge::{
-    host::CpuFacts,
+    host::Device,
     manifest::spec::BlockSpec,
-    plan::{Plan, kernel::Kernel},
-    protocol::{Failure, GateResult, GateStatus, Verdict, corpus::Case},
+    plan::{Plan, kernel::Kernel, stage::StageGraph},
+    protocol::{Failure, FailureKind, GateResult, GateStatus, Verdict, corpus::Case},
 };
 use std::{panic, thread};
 
@@ -56,7 +60,7 @@ pub struct Request<'a> {
     pub kernel: &'a Kernel,
     pub plan: &'a Plan,
     pub block: &'a BlockSpec,
-    pub cpu: &'a CpuFacts,
+    pub device: &'a Device,
     pub threads: usize,
     /// Drawn after the kernel was compiled, so that no kernel can know its inputs.
     pub seed: u64,
@@ -82,7 +86,7 @@ pub fn verify_loaded(
 ) -> Result<Verdict, Failure> {
     let verdict = |gates: Vec<GateResult>| {
         let mut gates = weakness::filter(gates);
-        place::locate(&mut gates, &request.kernel.graph, request.plan, request.cpu);
+        place::locate(&mut gates, &request.kernel.graph, request.plan, request.device);
         Verdict {
             version: VERDICT_VERSION,
             accepted: !gates.is_empty() && gates.iter().all(|it| it.status == GateStatus::Passed),
@@ -90,7 +94,7 @@ pub fn verify_loaded(
             gates,
         }
     };
-    let mut results = gates::legality::check(&request.kernel.graph, request.plan, request.cpu);
+    let mut results = gates::legality::check(&request.kernel.graph, request.plan, request.device);
     if results.iter().any(|it| it.status != GateStatus::Passed) {
         return Ok(verdict(results));
     }
@@ -98,7 +102,10 @@ pub fn verify_loaded(
     // Compiling the plan for other shapes takes as long as a third of the other gates, and needs none of their tensors.
     let (examined, shapes) = thread::scope(|scope| {
         let shapes = request.generated.then(|| {
-            scope.spawn(|| gates::shapes::check(&request.kernel.graph, request.plan, request.cpu, request.seed))
+            scope.spawn(|| {
+                let maker = Cpu { device: request.device };
+                gates::shapes::check(&request.kernel.graph, request.plan, &maker, request.seed)
+            })
         });
         let examined = examine_loaded(&kernel, request);
         (examined, shapes.map(thread::ScopedJoinHandle::join))
@@ -113,17 +120,61 @@ pub fn verify_loaded(
     Ok(verdict(results))
 }
 
+/// What the gate of legality has against a plan for a GPU, if anything.
+pub fn illegal(graph: &StageGraph, plan: &Plan, gpu: &kernelforge::host::gpu::GpuFacts) -> Option<String> {
+    let results = gates::legality::check(graph, plan, &Device::Gpu(gpu.clone()));
+    results.into_iter().find(|it| it.status != GateStatus::Passed).map(|it| it.message)
+}
+
+/// Has code for other shapes written and hands it over to be run.
+pub trait Maker {
+    fn device(&self) -> &Device;
+
+    /// Calls `act` with the code of this graph under this plan.
+    ///
+    /// # Errors
+    /// `IllegalPlan`, `Codegen` when the plan cannot be generated for the graph; `OutOfMemory`, `Internal`, `Crash`.
+    fn make(&self, graph: &StageGraph, plan: &Plan, act: &mut dyn FnMut(&mut dyn Candidate)) -> Result<(), Failure>;
+}
+
+/// The generator for the CPU.
+struct Cpu<'a> {
+    device: &'a Device,
+}
+
+impl Cpu<'_> {
+    /// Calls `act` with the code, between protected pages.
+    fn run(compiled: Compiled, act: &mut dyn FnMut(&mut dyn Candidate)) -> Result<(), Failure> {
+        let loaded = LoadedKernel::load(&compiled.object, compiled.kernel)?;
+        act(&mut candidate::Compiled::new(&loaded, 1, Some(Edge::End))?);
+        Ok(())
+    }
+}
+
+impl Maker for Cpu<'_> {
+    fn device(&self) -> &Device {
+        self.device
+    }
+
+    fn make(&self, graph: &StageGraph, plan: &Plan, act: &mut dyn FnMut(&mut dyn Candidate)) -> Result<(), Failure> {
+        let Device::Cpu(cpu) = self.device else {
+            return Err(Failure::new(FailureKind::Internal, "the code of a GPU is not made for a CPU"));
+        };
+        Self::run(codegen::cpu::compile(graph, plan, cpu)?, act)
+    }
+}
+
 /// The gates that run the kernel itself: between protected pages, which lie after the buffers, then once more before them.
 fn examine_loaded(kernel: &LoadedKernel, request: &Request) -> Result<Vec<GateResult>, Failure> {
     let Request { block, threads, seed, .. } = *request;
     let (mut results, outputs) = {
-        let mut candidate = Compiled::new(kernel, threads, Some(Edge::End))?;
+        let mut candidate = candidate::Compiled::new(kernel, threads, Some(Edge::End))?;
         let mut results = gates::regression::replay(&mut candidate, block, request.corpus);
         let (examined, outputs) = examine(&mut candidate, block, seed);
         results.extend(examined);
         (results, outputs)
     };
-    let mut candidate = Compiled::new(kernel, threads, Some(Edge::Begin))?;
+    let mut candidate = candidate::Compiled::new(kernel, threads, Some(Edge::Begin))?;
     inputs::fill(&mut candidate, inputs::rope_theta(block), seed);
     results.extend(gates::guard::check_begin(&mut candidate, &outputs));
     Ok(results)
@@ -179,7 +230,7 @@ fn check_regimes(candidate: &mut dyn Candidate, seed: u64) -> Vec<GateResult> {
 /// One stage on one regime of a verification of this seed.
 fn check_regime(candidate: &mut dyn Candidate, index: usize, regime: Regime, seed: u64) -> Vec<GateResult> {
     let stage = candidate.graph().stages[index].clone();
-    if !regime.applies(&stage.op) {
+    if !regime.applies(&stage.op, candidate::precision(candidate, &stage)) {
         return Vec::new();
     }
     let seed = regime.seed(seed);

@@ -4,7 +4,7 @@
 //! enough to it that the bound is worth having. Each test prints what it saw (`--nocapture`).
 
 use super::{
-    bounds,
+    bounds::{self, Arithmetic, Precision},
     candidate::{Candidate, Tensors},
     coverage,
     inputs::Source,
@@ -13,6 +13,7 @@ use super::{
     reference::{self, Detail, Operand},
 };
 use kernelforge::{
+    half,
     manifest::spec::{Activation, Dtype},
     plan::stage::{Factor, Role, Stage, StageGraph, StageOp, Tensor, TensorId},
 };
@@ -168,13 +169,13 @@ fn draw(op: &StageOp, families: &[Family], seed: u64) -> Vec<Vec<f32>> {
 }
 
 /// The graph of one stage.
-fn alone(op: &StageOp) -> StageGraph {
+fn alone(op: &StageOp, dtype: Dtype) -> StageGraph {
     let output = coverage::output_shape(op);
     let shapes: Vec<(usize, usize)> = operands(op).into_iter().map(|(rows, columns, _)| (rows, columns)).collect();
     let tensor = |(index, (rows, columns)): (usize, (usize, usize))| Tensor {
         name: format!("t{index}"),
         shape: if rows == 1 { vec![columns] } else { vec![rows, columns] },
-        dtype: Dtype::F32,
+        dtype,
         role: if index == shapes.len() { Role::Output } else { Role::Input },
     };
     let tensors = shapes.iter().copied().chain([output]).enumerate().map(tensor).collect();
@@ -199,15 +200,31 @@ struct Seen {
 }
 
 impl Seen {
-    fn judge(&mut self, op: &StageOp, data: &[Vec<f32>], what: &dyn std::fmt::Debug) -> Result<(), TestCaseError> {
+    fn judge(
+        &mut self,
+        op: &StageOp,
+        data: &[Vec<f32>],
+        precision: Precision,
+        what: &dyn std::fmt::Debug,
+    ) -> Result<(), TestCaseError> {
+        let Precision { arithmetic, storage } = precision;
+        let stored = |it: &Vec<f32>| it.iter().map(|it| half::nearest(storage, *it)).collect::<Vec<f32>>();
+        let data: &[Vec<f32>] = &data.iter().map(stored).collect::<Vec<_>>();
+        // What rounding to the type made infinite says nothing.
+        if data.iter().flatten().any(|it| !it.is_finite()) {
+            return Ok(());
+        }
         let inputs: Vec<&[f32]> = data.iter().map(Vec::as_slice).collect();
         let operands: Vec<Operand> = inputs.iter().map(|it| Operand::F32(it)).collect();
         let rows: Vec<usize> = (0..coverage::output_shape(op).0).collect();
         let exact = precise::evaluate(op, &inputs);
-        let reference = reference::evaluate(op, &operands, &rows, Detail::Bound);
-        let mut kernels = vec![("rounded", exact.iter().map(precise::nearest).collect::<Vec<f32>>())];
+        let reference = reference::evaluate(op, &operands, &rows, Detail::Bound, precision);
+        let mut kernels = vec![(
+            "rounded",
+            exact.iter().map(|it| half::nearest(storage, precise::nearest(it))).collect::<Vec<f32>>(),
+        )];
         for order in Order::ALL {
-            let mut naive = Interpreter::new(alone(op), order, None);
+            let mut naive = Interpreter::new(alone(op, storage), order, None).with(arithmetic);
             data.iter().enumerate().for_each(|(at, it)| naive.tensor_mut(TensorId(at)).copy_from_slice(it));
             naive.stage(0);
             kernels.push((order.name(), naive.tensor(TensorId(data.len())).to_vec()));
@@ -217,7 +234,7 @@ impl Seen {
             self.elements += 1;
             let at_element = [at / reference.value.ncols(), at % reference.value.ncols()];
             let (value, bound) = (reference.value[at_element], reference.bound[at_element]);
-            if !bound.is_finite() || value.abs() + bound > f64::from(f32::MAX) {
+            if !bound.is_finite() || value.abs() + bound > f64::from(storage.max()) {
                 continue;
             }
             self.decided += 1;
@@ -234,7 +251,7 @@ impl Seen {
                     "{op:?} {what:?} {at_element:?}, {kernel}: {:e} for {value:e} is off by {error:e}, bound {bound:e}",
                     output[at]
                 );
-                if bound > LEAST_TELLING {
+                if bound > LEAST_TELLING.max(if storage == Dtype::F16 { 1e-6 } else { 0.0 }) {
                     self.worst = self.worst.max(error / bound);
                 }
             }
@@ -253,6 +270,11 @@ const REFERENCE_SHARE: f64 = 1e-3;
 /// against random shapes, families and numbers. At least one error must be a `factor`-th of its bound or more.
 #[track_caller]
 fn hold(name: &str, ops: &[StageOp], families: &[Family], factor: f64) {
+    hold_in(name, ops, families, factor, Precision::cpu(Dtype::F32));
+}
+
+#[track_caller]
+fn hold_in(name: &str, ops: &[StageOp], families: &[Family], factor: f64, precision: Precision) {
     let mut seen = Seen::default();
     for (index, op) in ops.iter().enumerate() {
         let second = if operands(op).len() > 1 { families } else { &families[..1] };
@@ -263,7 +285,7 @@ fn hold(name: &str, ops: &[StageOp], families: &[Family], factor: f64) {
                     StageOp::Attention { .. } => vec![*first, *first, *second],
                     _ => vec![*first, *second],
                 };
-                if let Err(error) = seen.judge(op, &draw(op, &case, index as u64), &case) {
+                if let Err(error) = seen.judge(op, &draw(op, &case, index as u64), precision, &case) {
                     panic!("{name}: {error}");
                 }
             }
@@ -274,8 +296,9 @@ fn hold(name: &str, ops: &[StageOp], families: &[Family], factor: f64) {
     let random = (select(ops.to_vec()), all, any::<u64>());
     let seen = std::cell::RefCell::new(seen);
     let config = ProptestConfig { source_file: Some(file!()), ..ProptestConfig::with_cases(RANDOM_CASES) };
-    let found = TestRunner::new(config)
-        .run(&random, |(op, families, seed)| seen.borrow_mut().judge(&op, &draw(&op, &families, seed), &families));
+    let found = TestRunner::new(config).run(&random, |(op, families, seed)| {
+        seen.borrow_mut().judge(&op, &draw(&op, &families, seed), precision, &families)
+    });
     if let Err(error) = found {
         panic!("{name}: {error}");
     }
@@ -386,11 +409,52 @@ fn elementwise_results_are_within_their_bounds() {
     hold("scale by a root", &roots, &Family::ALL, 4.0);
 }
 
+/// Stored as f16, by the arithmetic of a CPU and by one that rounds softmax weights and hidden rows to f16 and takes what is below
+/// the normal range for zero.
+#[test]
+fn results_stored_as_f16_are_within_their_bounds() {
+    let half = [Family::Normal, Family::Positive, Family::Flat, Family::Alternating, Family::Mirrored, Family::Wide];
+    let small = [Family::Normal, Family::Tiny, Family::Subnormal];
+    let (families, rope) = ([&half[..], &small].concat(), StageOp::Rope { batch: 2, seq: 3, heads: 2, head_dim: 6 });
+    let loose = Arithmetic { probabilities: Dtype::F16, hidden: Dtype::F16, flushes: true, ..Arithmetic::cpu() };
+    let attention = |seq, causal| StageOp::Attention {
+        batch: 1,
+        seq,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 5,
+        causal,
+        scale: 5f64.sqrt().recip(),
+    };
+    let mlp = |activation, gated| StageOp::Mlp {
+        rows: 1,
+        d_model: 7,
+        d_ff: 20,
+        activation,
+        gated,
+        bias: true,
+        residual: true,
+    };
+    let mlps: Vec<_> = Activation::ALL.iter().flat_map(|&it| [mlp(it, false), mlp(it, true)]).collect();
+    let (layer, rms) =
+        (StageOp::LayerNorm { rows: 2, width: 9, eps: 1e-5 }, StageOp::RmsNorm { rows: 2, width: 9, eps: 1e-5 });
+    let activated =
+        StageOp::Matmul { m: 2, n: 2, k: 9, bias: true, activation: Some(Activation::Gelu), residual: true };
+    for arithmetic in [Arithmetic::cpu(), loose] {
+        let precision = Precision { arithmetic, storage: Dtype::F16 };
+        hold_in("f16 product", &[matmul(2, 2, 3), matmul(1, 1, 1000), activated.clone()], &families, 1.5, precision);
+        hold_in("f16 attention", &[attention(3, true), attention(11, false)], &families, 5.0, precision);
+        hold_in("f16 norms", &[layer.clone(), rms.clone()], &families, 2.0, precision);
+        hold_in("f16 MLPs", &mlps, &families, 3.5, precision);
+        hold_in("f16 elementwise", &[rope.clone(), StageOp::Mul { rows: 2, width: 30 }], &families, 1.5, precision);
+    }
+}
+
 /// One stage with given operands.
 #[track_caller]
 fn holds(op: &StageOp, data: &[Vec<f32>]) {
     let mut seen = Seen::default();
-    if let Err(error) = seen.judge(op, data, &"given operands") {
+    if let Err(error) = seen.judge(op, data, Precision::cpu(Dtype::F32), &"given operands") {
         panic!("{error}");
     }
     assert_eq!(seen.decided, seen.elements, "{op:?}: not every bound decides");

@@ -2,7 +2,12 @@
 //! which costs one product with a thin matrix (Freivalds, Probabilistic machines can use less running time, 1977). The f64
 //! side is summed the other way round, so an element that is wrong by more than the group's bound shows in its row.
 
-use super::{bounds, inputs::Source, tally::Tally};
+use super::{
+    bounds::{self, Precision},
+    inputs::Source,
+    tally::Tally,
+};
+use kernelforge::manifest::spec::Dtype;
 use ndarray::{Array2, Axis};
 
 /// A linear stage: c = a w + bias + residual, all as the candidate received them.
@@ -16,6 +21,7 @@ pub struct Linear<'a> {
     pub bias: Option<&'a [f32]>,
     pub residual: Option<&'a [f32]>,
     pub output: &'a [f32],
+    pub precision: Precision,
 }
 
 /// Whether the inputs were chosen so that every sum is exact.
@@ -29,12 +35,14 @@ pub enum Sums {
 const GROUP: usize = 64;
 
 /// Largest coefficient in front of a column where sums are exact: two wrong elements cancel with a chance of 1 in 1000.
-/// |c| < 2^24 quanta, 64 columns and these coefficients stay below 2^53.
+/// |c| < 2^24 quanta, 64 columns and these coefficients stay below 2^53. (Results that are rounded to a narrower type are not
+/// exact here: a sum of them is compared within the sum of their roundings.)
 const COEFFICIENT: u32 = 512;
 
 impl Linear<'_> {
     /// Compares the projections of all rows. Bound of one: the sum of the bounds of its elements, which is what
-    /// `bounds::product` and a rounding each for bias and residual add up to; 0 where sums are exact.
+    /// `Arithmetic::product` and a rounding each for bias and residual add up to; 0 where sums are exact. On top of either what
+    /// storing the elements adds.
     pub fn check(&self, sums: Sums, seed: u64, tally: &mut Tally) {
         let groups = self.n.div_ceil(GROUP);
         let mut source = Source::new(seed, 0xf7e1_7a1d);
@@ -51,10 +59,11 @@ impl Linear<'_> {
         let output = self.grouped(self.output, self.m, &v, |it| it);
         let flat = |data: Option<&[f32]>, rows| data.map(|it| self.grouped(it, rows, &v, |it| it));
         let (bias, residual) = (flat(self.bias, 1), flat(self.residual, self.m));
-        let bound = match sums {
+        let mut bound = match sums {
             Sums::Exact => Array2::zeros((self.m, groups)),
             Sums::Rounded => self.bound(&a, &v),
         };
+        bound += &self.stored(&v);
         for row in 0..self.m {
             for group in 0..groups {
                 let given = |it: &Option<Array2<f64>>, row| it.as_ref().map_or(0.0, |it| it[[row, group]]);
@@ -64,19 +73,62 @@ impl Linear<'_> {
         }
     }
 
+    /// The errors of storing the elements of each group, each times its coefficient.
+    fn stored(&self, v: &[f64]) -> Array2<f64> {
+        let Precision { arithmetic, storage } = self.precision;
+        if storage == Dtype::F32 {
+            return Array2::zeros((self.m, self.n.div_ceil(GROUP)));
+        }
+        let sizes: Vec<f64> = v.iter().map(|it| it.abs()).collect();
+        let mut error = self.grouped(self.output, self.m, &sizes, f64::abs);
+        // Of the stored value instead of the exact one: up to errors of second order, for which there is half as much again.
+        error *= 1.5 * arithmetic.rounding * storage.roundoff();
+        let least: Vec<f64> =
+            sizes.chunks(GROUP).map(|it| it.iter().sum::<f64>() * arithmetic.least(storage)).collect();
+        error
+            .rows_mut()
+            .into_iter()
+            .for_each(|mut row| row.iter_mut().zip(&least).for_each(|(it, least)| *it += least));
+        error
+    }
+
     fn bound(&self, a: &Array2<f64>, v: &[f64]) -> Array2<f64> {
+        let it = self.precision.arithmetic;
         let ones = vec![1.0; v.len()];
         let magnitude = a.mapv(f64::abs).dot(&self.grouped(self.w, self.k, &ones, f64::abs));
         let output = self.grouped(self.output, self.m, &ones, f64::abs);
         let residual = self.residual.map(|it| self.grouped(it, self.m, &ones, f64::abs));
         let bias = self.bias.map(|it| self.grouped(it, 1, &ones, f64::abs));
-        Array2::from_shape_fn(magnitude.raw_dim(), |(row, group)| {
-            let given = |it: &Option<Array2<f64>>, row| it.as_ref().map_or(0.0, |it| it[[row, group]]);
+        let bound = Array2::from_shape_fn(magnitude.raw_dim(), |(row, group)| {
+            let given = |of: &Option<Array2<f64>>, row| of.as_ref().map_or(0.0, |of| of[[row, group]]);
             // |a w| <= |c| + |residual| + |bias|, |h| <= |c| + |residual|, each up to errors of second order: twice u.
             let (c, r, b) = (output[[row, group]], given(&residual, row), given(&bias, 0));
-            let roundings = 2.0 * bounds::U * ((c + r + b) + (c + r) + c);
-            bounds::gamma(self.k) * magnitude[[row, group]] + roundings + (self.k * GROUP) as f64 * bounds::ETA
-        })
+            let roundings = 2.0 * it.unit * ((c + r + b) + (c + r) + c);
+            it.gamma(self.k) * magnitude[[row, group]] + roundings + (self.k * GROUP) as f64 * bounds::ETA
+        });
+        bound + self.flushed(a)
+    }
+
+    /// What taking operands below the normal range for zero can change.
+    fn flushed(&self, a: &Array2<f64>) -> Array2<f64> {
+        let Precision { arithmetic: it, storage } = self.precision;
+        let groups = self.n.div_ceil(GROUP);
+        if !it.flushes {
+            return Array2::zeros((self.m, groups));
+        }
+        let (ones, lost) = (vec![1.0; self.n], |data: &[f32]| -> Vec<f32> {
+            data.iter().map(|x| it.flushed(storage, f64::from(*x)) as f32).collect()
+        });
+        let grouped = |data: &[f32], rows| self.grouped(data, rows, &ones, f64::abs);
+        let mut error = a.mapv(|a| it.flushed(storage, a)).dot(&grouped(self.w, self.k));
+        error += &a.mapv(f64::abs).dot(&grouped(&lost(self.w), self.k));
+        if let Some(bias) = self.bias {
+            error += &grouped(&lost(bias), 1);
+        }
+        if let Some(residual) = self.residual {
+            error += &grouped(&lost(residual), self.m);
+        }
+        error
     }
 
     fn matrix(&self, data: &[f32], rows: usize, columns: usize) -> Array2<f64> {
@@ -121,7 +173,8 @@ mod tests {
         output[at] += error;
         let mut tally = Tally::default();
         let (bias, residual) = (Some(&bias[..]), Some(&residual[..]));
-        Linear { m, n, k, a: &a, w: &w, bias, residual, output: &output }.check(sums, 11, &mut tally);
+        let precision = Precision::cpu(Dtype::F32);
+        Linear { m, n, k, a: &a, w: &w, bias, residual, output: &output, precision }.check(sums, 11, &mut tally);
         tally.result(Gate::V2Bound, None, "").status
     }
 

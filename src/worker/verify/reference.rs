@@ -1,15 +1,19 @@
-//! What a stage computes, in f64, from the inputs it is given; and beside it, when asked, how far a correct f32 kernel may
+//! What a stage computes, in f64, from the inputs it is given; and beside it, when asked, how far a correct kernel may
 //! be away. Any subset of the output's rows can be asked for, because no stage needs another row's output.
 //!
 //! Matrix products go through ndarray's f64 `dot`; a weight matrix is widened a panel of columns at a time, so that a
 //! weight of 500 MB never exists as 1 GB.
 
-use super::{bounds, functions::activation};
+use super::{
+    bounds::{self, Arithmetic, Precision},
+    functions::activation,
+};
 use kernelforge::{
-    manifest::spec::Activation,
+    half,
+    manifest::spec::{Activation, Dtype},
     plan::stage::{Factor, StageOp},
 };
-use ndarray::{Array1, Array2, ArrayView1, Axis, Zip, linalg::general_mat_mul, s};
+use ndarray::{Array1, Array2, ArrayView1, Axis, Dim, Zip, linalg::general_mat_mul, s};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -56,11 +60,11 @@ fn dense(shape: (usize, usize), data: Vec<f64>) -> Array2<f64> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
     Value,
-    /// The bound for any f32 arithmetic.
+    /// The bound for any order of operations of the precision.
     Bound,
     /// The bound where every sum of products is exact by the choice of inputs: what inexact functions add, and what is
     /// computed from that, through weights that select (one term in a sum, so that the sum itself rounds nothing). Zero for
-    /// stages without an inexact function.
+    /// stages without an inexact function. Where the result's type cannot hold an exact result, that is rounded to it.
     ExactSums,
 }
 
@@ -79,16 +83,27 @@ pub struct Reference {
     pub bound: Array2<f64>,
 }
 
+/// The values of `rows` of the output of `op`, never rounded.
+pub fn value(op: &StageOp, inputs: &[Operand], rows: &[usize]) -> Array2<f64> {
+    evaluate(op, inputs, rows, Detail::Value, Precision::cpu(Dtype::F32)).value
+}
+
 /// Evaluates `rows` of the output of `op`. `inputs` in the order of the stage's inputs.
-pub fn evaluate(op: &StageOp, inputs: &[Operand], rows: &[usize], detail: Detail) -> Reference {
+pub fn evaluate(op: &StageOp, inputs: &[Operand], rows: &[usize], detail: Detail, precision: Precision) -> Reference {
+    computed(op, inputs, rows, detail, precision).stored(detail, precision)
+}
+
+/// [`evaluate`] of a result that is still in the registers.
+fn computed(op: &StageOp, inputs: &[Operand], rows: &[usize], detail: Detail, precision: Precision) -> Reference {
+    let Precision { arithmetic: it, storage } = precision;
+    let given = |input: Operand, width: usize| Reference::given(input.rows(width, rows), detail, precision);
     match *op {
         StageOp::Matmul { n, k, bias, activation, residual, .. } => {
-            let a = inputs[0].rows(k, rows);
             let bias = bias.then(|| inputs[2]);
             let layer = Layer { w: inputs[1], bias, k, n };
-            let linear = layer.apply(&Reference::exact(a), detail);
-            let done = linear.activated(activation, detail);
-            done.plus(residual.then(|| inputs[inputs.len() - 1].rows(n, rows)), detail)
+            let linear = layer.apply(&given(inputs[0], k), detail, precision);
+            let done = linear.activated(activation, detail, it);
+            done.plus(residual.then(|| given(inputs[inputs.len() - 1], n)), detail, it)
         }
         StageOp::Mlp { d_model, d_ff, activation, gated, bias, residual, .. } => {
             let mut layers = inputs[1..].iter().copied();
@@ -98,43 +113,44 @@ pub fn evaluate(op: &StageOp, inputs: &[Operand], rows: &[usize], detail: Detail
                 k,
                 n,
             };
-            let x = Reference::exact(inputs[0].rows(d_model, rows));
-            let gate = gated.then(|| next(d_model, d_ff).apply(&x, detail).activated(Some(activation), detail));
-            let up = next(d_model, d_ff).apply(&x, detail);
+            let x = given(inputs[0], d_model);
+            let mut linear = |k, n, x: &Reference| next(k, n).apply(x, detail, precision);
+            let gate = gated.then(|| linear(d_model, d_ff, &x).activated(Some(activation), detail, it));
+            let up = linear(d_model, d_ff, &x);
             let hidden = match gate {
                 // Whole numbers of 12 bits have sums that are exact, and products of sums that are not.
-                Some(gate) => gate.times(&up, if detail == Detail::ExactSums { Detail::Bound } else { detail }),
-                None => up.activated(Some(activation), detail),
+                Some(gate) => gate.times(&up, if detail == Detail::ExactSums { Detail::Bound } else { detail }, it),
+                None => up.activated(Some(activation), detail, it),
             };
-            let down = next(d_ff, d_model).apply(&hidden, detail);
-            down.plus(residual.then(|| inputs[inputs.len() - 1].rows(d_model, rows)), detail)
+            // Selected and added to later, so an exact one does not stay exact where it is stored.
+            let hidden = hidden.kept(detail, Precision { storage: it.hidden, ..precision });
+            let down = linear(d_ff, d_model, &hidden);
+            down.plus(residual.then(|| given(inputs[inputs.len() - 1], d_model)), detail, it)
         }
         StageOp::Attention { seq, heads, kv_heads, head_dim, causal, scale, .. } => {
             let shape = AttentionShape { seq, heads, kv_heads, head_dim, causal, scale };
-            attention(shape, inputs, rows, detail)
+            attention(shape, inputs, rows, detail, precision)
         }
         StageOp::LayerNorm { width, eps, .. } => {
-            norm(inputs, width, rows, detail, |row| bounds::NormRow::layer_norm(row, eps))
+            norm(inputs, width, rows, detail, storage, |row| bounds::NormRow::layer_norm(it, storage, row, eps))
         }
         StageOp::RmsNorm { width, eps, .. } => {
-            norm(inputs, width, rows, detail, |row| bounds::NormRow::rms_norm(row, eps))
+            norm(inputs, width, rows, detail, storage, |row| bounds::NormRow::rms_norm(it, storage, row, eps))
         }
-        StageOp::Rope { seq, heads, head_dim, .. } => rope(inputs, seq, heads, head_dim, rows, detail),
-        StageOp::Activation { width, function, .. } => {
-            Reference::exact(inputs[0].rows(width, rows)).activated(Some(function), detail)
+        StageOp::Rope { seq, heads, head_dim, .. } => {
+            let shape = RopeShape { seq, heads, head_dim };
+            rope(shape, inputs, rows, detail, precision)
         }
-        StageOp::Add { width, .. } => {
-            Reference::exact(inputs[0].rows(width, rows)).plus(Some(inputs[1].rows(width, rows)), detail)
-        }
-        StageOp::Mul { width, .. } => {
-            let b = Reference::exact(inputs[1].rows(width, rows));
-            Reference::exact(inputs[0].rows(width, rows)).times(&b, detail)
-        }
+        StageOp::Activation { width, function, .. } => given(inputs[0], width).activated(Some(function), detail, it),
+        StageOp::Add { width, .. } => given(inputs[0], width).plus(Some(given(inputs[1], width)), detail, it),
+        StageOp::Mul { width, .. } => given(inputs[0], width).times(&given(inputs[1], width), detail, it),
         StageOp::Scale { width, factor, .. } => {
-            let value = inputs[0].rows(width, rows) * factor.value();
-            let evaluated = matches!(factor, Factor::InverseSqrt(_));
-            let bound = value.mapv(|y| detail.unless_exact(|| bounds::scaled(y, evaluated)));
-            Reference { value, bound }
+            let (mut y, evaluated) = (given(inputs[0], width), matches!(factor, Factor::InverseSqrt(_)));
+            Zip::from(&mut y.value).and(&mut y.bound).for_each(|value, bound| {
+                *value *= factor.value();
+                *bound = detail.unless_exact(|| it.scaled(*bound * factor.value().abs(), *value, evaluated));
+            });
+            y
         }
     }
 }
@@ -146,13 +162,48 @@ impl Reference {
         Self { value, bound }
     }
 
-    fn activated(mut self, function: Option<Activation>, detail: Detail) -> Self {
+    /// Operands as they are stored: no error, but where they may be taken for zero.
+    fn given(value: Array2<f64>, detail: Detail, Precision { arithmetic, storage }: Precision) -> Self {
+        let mut given = Self::exact(value);
+        if detail == Detail::Bound && arithmetic.flushes {
+            Zip::from(&mut given.bound).and(&given.value).for_each(|bound, &x| *bound = arithmetic.flushed(storage, x));
+        }
+        given
+    }
+
+    /// The results once they are stored.
+    fn stored(mut self, detail: Detail, Precision { arithmetic, storage }: Precision) -> Self {
+        if detail == Detail::Value || storage == Dtype::F32 {
+            return self;
+        }
+        Zip::from(&mut self.value).and(&mut self.bound).for_each(|value, bound| {
+            let nearest = nearest(storage, *value);
+            if detail == Detail::ExactSums && *bound == 0.0 && (nearest == *value || arithmetic.rounding == 1.0) {
+                *value = nearest;
+            } else {
+                *bound = arithmetic.stored(storage, *bound, *value);
+            }
+        });
+        self
+    }
+
+    /// Results that are stored and read again: never a rounded value, which what follows may turn into another.
+    fn kept(mut self, detail: Detail, Precision { arithmetic, storage }: Precision) -> Self {
+        if detail != Detail::Value && storage != Dtype::F32 {
+            Zip::from(&mut self.bound)
+                .and(&self.value)
+                .for_each(|bound, &h| *bound = arithmetic.stored(storage, *bound, h));
+        }
+        self
+    }
+
+    fn activated(mut self, function: Option<Activation>, detail: Detail, arithmetic: Arithmetic) -> Self {
         let Some(function) = function else { return self };
         Zip::from(&mut self.value).and(&mut self.bound).for_each(|value, bound| {
             let h = *value;
             *value = activation(function, h);
             if detail != Detail::Value {
-                *bound = bounds::activation(function, h, *bound, *value);
+                *bound = arithmetic.activation(function, h, *bound, *value);
             }
         });
         self
@@ -167,24 +218,39 @@ impl Reference {
         }
     }
 
-    fn plus(mut self, residual: Option<Array2<f64>>, detail: Detail) -> Self {
+    fn plus(mut self, residual: Option<Self>, detail: Detail, arithmetic: Arithmetic) -> Self {
         let Some(residual) = residual else { return self };
-        self.value += &residual;
+        self.value += &residual.value;
         if self.rounds(detail) {
-            Zip::from(&mut self.bound).and(&self.value).for_each(|bound, &y| *bound = bounds::sum(*bound, y));
+            self.bound += &residual.bound;
+            Zip::from(&mut self.bound).and(&self.value).for_each(|bound, &y| *bound = arithmetic.sum(*bound, y));
         }
         self
     }
 
-    fn times(mut self, other: &Self, detail: Detail) -> Self {
+    fn times(mut self, other: &Self, detail: Detail, arithmetic: Arithmetic) -> Self {
         Zip::from(&mut self.value).and(&mut self.bound).and(&other.value).and(&other.bound).for_each(
             |value, bound, &g, &error_g| {
                 let a = *value;
-                *bound = detail.unless_exact(|| bounds::factors(a, *bound, g, error_g));
+                *bound = detail.unless_exact(|| arithmetic.factors(a, *bound, g, error_g));
                 *value = a * g;
             },
         );
         self
+    }
+}
+
+/// The nearest number of the type; infinite beyond its range.
+fn nearest(storage: Dtype, value: f64) -> f64 {
+    match storage {
+        Dtype::F32 => f64::from(value as f32),
+        // By way of f32 only where that holds the value: else the first rounding could decide a tie of the second.
+        Dtype::F16 if f64::from(value as f32) == value => f64::from(half::nearest(storage, value as f32)),
+        Dtype::F16 => {
+            let (low, high) = (half::nearest(storage, (value as f32).next_down()), (value as f32).next_up());
+            let (low, high) = (f64::from(low), f64::from(half::nearest(storage, high)));
+            if (value - low).abs() <= (high - value).abs() { low } else { high }
+        }
     }
 }
 
@@ -204,7 +270,7 @@ fn panel(k: usize) -> usize {
 
 impl Layer<'_> {
     /// The product of x, which has errors of its own: bound E_x |w| + gamma_k (|x| + E_x) |w| + u |y|, then the bias.
-    fn apply(&self, x: &Reference, detail: Detail) -> Reference {
+    fn apply(&self, x: &Reference, detail: Detail, Precision { arithmetic: it, storage }: Precision) -> Reference {
         let rows = x.value.nrows();
         let mut value = Array2::zeros((rows, self.n));
         let mut bound = Array2::zeros((rows, self.n));
@@ -214,11 +280,12 @@ impl Layer<'_> {
             (Detail::Value, _) | (Detail::ExactSums, true) => None,
             (Detail::Bound, true) => Some(x.value.mapv(f64::abs)),
             (Detail::Bound, false) => {
-                Some(Zip::from(&x.value).and(&x.bound).map_collect(|&x, &e| bounds::weight_error(self.k, x.abs(), e)))
+                Some(Zip::from(&x.value).and(&x.bound).map_collect(|&x, &e| it.weight_error(self.k, x.abs(), e)))
             }
             (Detail::ExactSums, false) => Some(x.bound.clone()),
         };
-        let bias = self.bias.map(|it| it.vector(self.n));
+        let bias = self.bias.map(|bias| bias.vector(self.n));
+        let flushes = detail == Detail::Bound && it.flushes;
         let panel = panel(self.k);
         let panels: Vec<_> = value
             .axis_chunks_iter_mut(Axis(1), panel)
@@ -230,19 +297,31 @@ impl Layer<'_> {
             let mut w = self.w.part(self.n, 0..self.k, columns.clone());
             general_mat_mul(1.0, &x.value, &w, 0.0, &mut value);
             if let Some(weight) = &weight {
+                let flushed = flushes.then(|| {
+                    let mut carried = Array2::zeros(bound.raw_dim());
+                    let size = Zip::from(&x.value).and(&x.bound).map_collect(|x, e| x.abs() + e);
+                    general_mat_mul(1.0, &size, &w.mapv(|w| it.flushed(storage, w)), 0.0, &mut carried);
+                    carried
+                });
                 w.mapv_inplace(f64::abs);
                 general_mat_mul(1.0, weight, &w, 0.0, &mut bound);
                 Zip::from(&mut bound).and(&value).for_each(|bound, &c| {
                     *bound = match exact {
-                        true => bounds::product(self.k, *bound, c),
-                        false => bounds::rounded(*bound, c) + self.k as f64 * bounds::ETA,
+                        true => it.product(self.k, *bound, c),
+                        false => it.rounded(*bound, c) + self.k as f64 * bounds::ETA,
                     };
                 });
+                if let Some(flushed) = flushed {
+                    bound += &flushed;
+                }
             }
             if let Some(bias) = &bias {
                 value += &bias.slice(s![columns]);
                 if weight.is_some() {
-                    Zip::from(&mut bound).and(&value).for_each(|bound, &h| *bound = bounds::sum(*bound, h));
+                    let bias = bias.slice(s![index * panel..index * panel + value.ncols()]);
+                    Zip::from(&mut bound).and(&value).and_broadcast(&bias).for_each(|bound, &h, &b| {
+                        *bound = it.sum(*bound + if flushes { it.flushed(storage, b) } else { 0.0 }, h);
+                    });
                 }
             }
         });
@@ -261,7 +340,14 @@ struct AttentionShape {
 }
 
 /// softmax(scale q k^T + mask) v, head by head: four f64 products where the value alone needs two.
-fn attention(shape: AttentionShape, inputs: &[Operand], rows: &[usize], detail: Detail) -> Reference {
+fn attention(
+    shape: AttentionShape,
+    inputs: &[Operand],
+    rows: &[usize],
+    detail: Detail,
+    precision: Precision,
+) -> Reference {
+    let Precision { arithmetic: it, storage } = precision;
     let AttentionShape { seq, heads, kv_heads, head_dim, .. } = shape;
     let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
     let mut out = Reference::exact(Array2::zeros((rows.len(), width)));
@@ -282,16 +368,20 @@ fn attention(shape: AttentionShape, inputs: &[Operand], rows: &[usize], detail: 
             let v = inputs[2].part(kv_width, first..first + seq, kv_columns..kv_columns + head_dim);
             let visible: Vec<usize> =
                 wanted.iter().map(|row| if shape.causal { row - first + 1 } else { seq }).collect();
-            let (p, error) = probabilities(shape, &q, &k, &visible, detail);
+            let (p, error) = probabilities(shape, &q, &k, &visible, detail, precision);
             let here = s![batch, ..];
             general_mat_mul(1.0, &p, &v, 0.0, &mut value.slice_mut(here));
             if detail == Detail::Bound {
                 general_mat_mul(1.0, &error, &v.mapv(f64::abs), 0.0, &mut bound.slice_mut(here));
+                if it.flushes {
+                    let flushed = v.mapv(|v| it.flushed(storage, v));
+                    general_mat_mul(1.0, &(p + error), &flushed, 1.0, &mut bound.slice_mut(here));
+                }
             }
         }
     });
     if detail == Detail::Bound {
-        Zip::from(&mut out.bound).and(&out.value).for_each(|bound, &o| *bound = bounds::weighted(seq, *bound, o));
+        Zip::from(&mut out.bound).and(&out.value).for_each(|bound, &o| *bound = it.weighted(seq, *bound, o));
     }
     out
 }
@@ -303,6 +393,7 @@ fn probabilities(
     k: &Array2<f64>,
     visible: &[usize],
     detail: Detail,
+    Precision { arithmetic: it, storage }: Precision,
 ) -> (Array2<f64>, Array2<f64>) {
     // Not `dot`, whose result is column-major where both operands may be read so (heads of one column): rows are slices here.
     let mut p = Array2::zeros((q.nrows(), k.nrows()));
@@ -311,17 +402,26 @@ fn probabilities(
     if detail == Detail::Bound {
         general_mat_mul(1.0, &q.mapv(f64::abs), &k.mapv(f64::abs).t(), 0.0, &mut error);
     }
-    for ((mut p, mut error), &keys) in p.rows_mut().into_iter().zip(error.rows_mut()).zip(visible) {
+    let mut flushed = Array2::zeros(if it.flushes { p.raw_dim() } else { Dim([0, 0]) });
+    if it.flushes && detail == Detail::Bound {
+        let (lost_q, lost_k) = (q.mapv(|q| it.flushed(storage, q)), k.mapv(|k| it.flushed(storage, k)));
+        general_mat_mul(shape.scale.abs(), &lost_q, &k.mapv(f64::abs).t(), 0.0, &mut flushed);
+        general_mat_mul(shape.scale.abs(), &q.mapv(f64::abs), &lost_k.t(), 1.0, &mut flushed);
+    }
+    for (row, ((mut p, mut error), &keys)) in p.rows_mut().into_iter().zip(error.rows_mut()).zip(visible).enumerate() {
         p.slice_mut(s![keys..]).fill(0.0);
         error.slice_mut(s![keys..]).fill(0.0);
         let (Some(p), Some(error)) = (p.as_slice_mut(), error.as_slice_mut()) else { continue };
         let (p, error) = (&mut p[..keys], &mut error[..keys]);
         for (error, s) in error.iter_mut().zip(p.iter()) {
-            *error = bounds::score(shape.head_dim, shape.scale, *error, *s);
+            *error = it.score(shape.head_dim, shape.scale, *error, *s);
         }
-        bounds::softmax(p, error);
+        if it.flushes {
+            error.iter_mut().zip(flushed.row(row)).for_each(|(error, lost)| *error += lost);
+        }
+        it.softmax(p, error);
         for (error, p) in error.iter_mut().zip(p) {
-            *error = bounds::weight_error(keys, *p, *error);
+            *error = it.weight_error(keys, *p, *error);
         }
     }
     (p, error)
@@ -345,6 +445,7 @@ fn norm(
     width: usize,
     rows: &[usize],
     detail: Detail,
+    storage: Dtype,
     measure: impl Fn(&[f64]) -> bounds::NormRow,
 ) -> Reference {
     let gain = inputs[1].vector(width);
@@ -353,7 +454,7 @@ fn norm(
     for (mut value, mut bound) in out.value.rows_mut().into_iter().zip(out.bound.rows_mut()) {
         let row = measure(&value.to_vec());
         for (((value, bound), &gain), &bias) in value.iter_mut().zip(bound.iter_mut()).zip(&gain).zip(&bias) {
-            let (y, error) = row.element(*value, gain, bias);
+            let (y, error) = row.element(storage, *value, gain, bias);
             *value = y;
             *bound = detail.unless_exact(|| error);
         }
@@ -361,8 +462,17 @@ fn norm(
     out
 }
 
-fn rope(inputs: &[Operand], seq: usize, heads: usize, head_dim: usize, rows: &[usize], detail: Detail) -> Reference {
-    let half = head_dim / 2;
+#[derive(Clone, Copy)]
+struct RopeShape {
+    seq: usize,
+    heads: usize,
+    head_dim: usize,
+}
+
+fn rope(shape: RopeShape, inputs: &[Operand], rows: &[usize], detail: Detail, precision: Precision) -> Reference {
+    let RopeShape { seq, heads, head_dim } = shape;
+    let (half, it) = (head_dim / 2, precision.arithmetic);
+    let lost = |x: f64| it.flushed(precision.storage, x);
     let mut out = Reference::exact(inputs[0].rows(heads * head_dim, rows));
     let positions: Vec<usize> = rows.iter().map(|row| row % seq).collect();
     let (cos, sin) = (inputs[1].rows(half, &positions), inputs[2].rows(half, &positions));
@@ -374,8 +484,10 @@ fn rope(inputs: &[Operand], seq: usize, heads: usize, head_dim: usize, rows: &[u
                 let (p, q, c, s) = (value[low], value[high], cos[i], sin[i]);
                 value[low] = p * c - q * s;
                 value[high] = p * s + q * c;
-                bound[low] = detail.unless_exact(|| bounds::rotation((p * c).abs() + (q * s).abs(), value[low]));
-                bound[high] = detail.unless_exact(|| bounds::rotation((p * s).abs() + (q * c).abs(), value[high]));
+                let flushed = (lost(p) + lost(q)) * c.abs().max(s.abs()) + (lost(c) + lost(s)) * p.abs().max(q.abs());
+                let error = |magnitude: f64, y: f64| detail.unless_exact(|| it.rotation(magnitude, y) + flushed);
+                bound[low] = error((p * c).abs() + (q * s).abs(), value[low]);
+                bound[high] = error((p * s).abs() + (q * c).abs(), value[high]);
             }
         }
     }

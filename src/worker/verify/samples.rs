@@ -8,6 +8,7 @@ use kernelforge::{
 /// Builds a graph stage by stage.
 struct Builder {
     graph: StageGraph,
+    dtype: Dtype,
 }
 
 impl Builder {
@@ -15,7 +16,8 @@ impl Builder {
         if let Some(at) = self.graph.tensors.iter().position(|it| it.name == name) {
             return TensorId(at);
         }
-        let tensor = Tensor { name: name.to_owned(), shape: shape.to_vec(), dtype: Dtype::F32, role };
+        let dtype = if name.starts_with("rope.") { Dtype::F32 } else { self.dtype };
+        let tensor = Tensor { name: name.to_owned(), shape: shape.to_vec(), dtype, role };
         self.graph.tensors.push(tensor);
         TensorId(self.graph.tensors.len() - 1)
     }
@@ -98,7 +100,8 @@ impl Builder {
 
 /// The stages of a block, its MLP fused, nothing else.
 pub fn graph(block: &BlockSpec) -> StageGraph {
-    let mut it = Builder { graph: StageGraph { block: "sample".to_owned(), tensors: Vec::new(), stages: Vec::new() } };
+    let graph = StageGraph { block: "sample".to_owned(), tensors: Vec::new(), stages: Vec::new() };
+    let mut it = Builder { graph, dtype: block.dtype() };
     let input = |it: &mut Builder, rows: usize, width: usize| it.tensor("x", &[rows, width], Role::Input);
     let out_bias = |spec: AttentionSpec| spec.out_bias.then_some("attn.bo");
     let y = match *block {
@@ -195,6 +198,20 @@ pub fn llama() -> BlockSpec {
         mlp: MlpSpec { d_model, d_ff: 72, activation: Activation::Silu, gated: true, bias: false },
         dtype: DTYPE,
     }
+}
+
+/// The same block, stored as f16.
+pub fn halved(block: &BlockSpec) -> BlockSpec {
+    let mut block = block.clone();
+    let (BlockSpec::Transformer { dtype, .. }
+    | BlockSpec::TransformerMicroblock { dtype, .. }
+    | BlockSpec::Microblock { dtype, .. }
+    | BlockSpec::Attention { dtype, .. }
+    | BlockSpec::Mlp { dtype, .. }
+    | BlockSpec::Matmul { dtype, .. }
+    | BlockSpec::LayerNorm { dtype, .. }) = &mut block;
+    *dtype = Dtype::F16;
+    block
 }
 
 /// Every kind of block at least once.

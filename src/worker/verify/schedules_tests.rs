@@ -70,8 +70,14 @@ impl Subject {
             stages.extend(schedule.map(|it| (stage.name.clone(), it)));
         }
         let provenance = Provenance { strategy: "test".to_owned(), trials: 0 };
-        let plan =
-            Plan { version: PLAN_VERSION, block: "sample".to_owned(), target: "cpu".to_owned(), provenance, stages };
+        let plan = Plan {
+            version: PLAN_VERSION,
+            block: "sample".to_owned(),
+            target: "cpu".to_owned(),
+            provenance,
+            stages,
+            shaders: Default::default(),
+        };
         (graph, plan)
     }
 }
@@ -100,7 +106,7 @@ struct Tried {
 /// Compiles and verifies a subject: the number of its gate results, all of them passed; `None` for an illegal schedule.
 fn judge(subject: &Subject, cpu: &CpuFacts) -> Result<Option<usize>, TestCaseError> {
     let (graph, plan) = subject.planned();
-    if graph.stages.iter().any(|it| constraint::resolve(it, &plan, cpu).is_err()) {
+    if graph.stages.iter().any(|it| constraint::resolve(&graph, it, &plan, &cpu.clone().into()).is_err()) {
         return Ok(None);
     }
     let fail = |it: Failure| TestCaseError::fail(format!("{it}\n{}", it.detail));
@@ -110,7 +116,7 @@ fn judge(subject: &Subject, cpu: &CpuFacts) -> Result<Option<usize>, TestCaseErr
         kernel: &compiled.kernel,
         plan: &plan,
         block: &subject.block,
-        cpu,
+        device: &cpu.clone().into(),
         threads: subject.threads,
         seed: subject.seed,
         corpus: &[],

@@ -1,11 +1,16 @@
 //! Comparing element by element: what is counted, what fails, what is inconclusive. The only place that decides.
 
-use kernelforge::protocol::{Gate, GateResult, GateStatus, Mismatch};
+use kernelforge::{
+    manifest::spec::Dtype,
+    protocol::{Gate, GateResult, GateStatus, Mismatch},
+};
 use ndarray::Array2;
 
 /// The comparisons of one gate at one stage in one case.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Tally {
+    /// What the candidate stores its results as.
+    storage: Dtype,
     checked: u64,
     /// Largest error / bound so far among elements with a usable bound; 0 where both are 0.
     worst_ratio: f64,
@@ -15,19 +20,31 @@ pub struct Tally {
     broken: Option<String>,
 }
 
+impl Default for Tally {
+    fn default() -> Self {
+        Self::of(Dtype::F32)
+    }
+}
+
 impl Tally {
+    /// Of results that are stored as this.
+    pub const fn of(storage: Dtype) -> Self {
+        Self { storage, checked: 0, worst_ratio: 0.0, failed: None, inconclusive: None, broken: None }
+    }
+
     /// Compares one element. A candidate that is not finite where the reference is fails whatever the bound; a bound that
-    /// is not finite decides nothing, and so does a reference that f32 cannot hold.
+    /// is not finite decides nothing, and so does a reference that the storage cannot hold.
     pub fn compare(&mut self, element: &[usize], value: f64, expected: f64, bound: f64) {
         self.checked += 1;
-        let (value, bound) = super::weakness::observe(value, expected, bound);
+        let (value, bound) = super::weakness::observe(value, expected, bound, self.storage);
         let mismatch = || Mismatch {
             element: element.to_vec(),
             value: format!("{value:e}"),
             expected: format!("{expected:e}"),
             bound: format!("{bound:e}"),
         };
-        let representable = expected.abs() + if bound.is_finite() { bound } else { 0.0 } <= f64::from(f32::MAX);
+        let representable =
+            expected.abs() + if bound.is_finite() { bound } else { 0.0 } <= f64::from(self.storage.max());
         if !value.is_finite() && representable {
             if self.worst_ratio < f64::INFINITY {
                 self.failed = Some(mismatch());
@@ -65,8 +82,9 @@ impl Tally {
     /// Compares bits where `asked` says so of the expected value: any difference fails.
     pub fn compare_bits_where(&mut self, width: usize, value: &[f32], expected: &[f32], asked: fn(f32) -> bool) {
         self.checked += expected.iter().filter(|it| asked(**it)).count() as u64;
-        let differs =
-            |(a, b): (&f32, &f32)| asked(*b) && a.to_bits() != b.to_bits() && !super::weakness::overlooks(*a, *b);
+        let differs = |(a, b): (&f32, &f32)| {
+            asked(*b) && a.to_bits() != b.to_bits() && !super::weakness::overlooks(*a, *b, self.storage)
+        };
         let at = value.iter().zip(expected).position(differs).or((value.len() != expected.len()).then_some(0));
         if let (Some(at), None) = (at, &self.failed) {
             let text = |data: &[f32]| data.get(at).map_or_else(|| "nothing".to_owned(), |it| format!("{it:e}"));
@@ -113,7 +131,9 @@ impl Tally {
             (status, Some(it)) => {
                 let verdict = match status {
                     GateStatus::Failed => "is further from the reference than the bound",
-                    _ => "cannot be judged: its bound is not finite, or the reference leaves the range of f32",
+                    _ => {
+                        "cannot be judged: its bound is not finite, or the reference leaves the range of the result's type"
+                    }
                 };
                 let Mismatch { element, value, expected, bound } = it;
                 format!("element {element:?} = {value} {verdict} (reference {expected}, bound {bound})")
@@ -165,6 +185,16 @@ mod tests {
         assert_eq!(judged(1.0, 1.0, f64::NAN), GateStatus::Inconclusive);
         assert_eq!(judged(1.0, f64::NAN, 1.0), GateStatus::Inconclusive);
         assert_eq!(judged(f64::INFINITY, 1e39, 1.0), GateStatus::Inconclusive);
+    }
+
+    #[test]
+    fn a_reference_beyond_the_range_of_the_type_is_inconclusive() {
+        let mut tally = Tally::of(Dtype::F16);
+        tally.compare(&[0], f64::INFINITY, 65_530.0, 1.0);
+        assert_eq!(tally.result(Gate::V2Bound, None, "case").status, GateStatus::Inconclusive);
+        let mut tally = Tally::of(Dtype::F16);
+        tally.compare(&[0], f64::INFINITY, 60_000.0, 32.0);
+        assert_eq!(tally.result(Gate::V2Bound, None, "case").status, GateStatus::Failed);
     }
 
     #[test]

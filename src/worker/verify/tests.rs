@@ -1,12 +1,13 @@
 //! The verifier is itself verified: right kernels pass every gate, and each wrong one is rejected by a gate that names it.
 
 use super::{
+    bounds::Arithmetic,
     examine, gates,
     interpreter::{Interpreter, Order, Wrong},
     samples::{self, gpt, llama},
 };
 use kernelforge::{
-    manifest::spec::{Activation, BlockSpec, MlpSpec, RowsSpec},
+    manifest::spec::{Activation, BlockSpec, Dtype, MlpSpec, RowsSpec},
     plan::stage::{StageGraph, StageOp},
     protocol::{Gate, GateResult, GateStatus, corpus::Case},
 };
@@ -29,6 +30,42 @@ fn right_kernels_of_every_kind_pass_whatever_their_order_of_summation() {
             let failed = failures(block, samples::graph(block), order, None, 10 * index as u64 + order as u64);
             assert!(failed.is_empty(), "{block:?} {order:?}\n{}", describe(&failed));
         }
+    }
+}
+
+#[test]
+fn right_kernels_of_every_kind_pass_in_f16_too() {
+    for (index, block) in samples::all().iter().map(samples::halved).enumerate() {
+        for order in Order::ALL {
+            let failed = failures(&block, samples::graph(&block), order, None, 10 * index as u64 + order as u64);
+            assert!(failed.is_empty(), "{block:?} {order:?}\n{}", describe(&failed));
+        }
+    }
+}
+
+/// What a GPU may do: softmax weights and hidden rows of half precision, operands below the normal range taken for zero.
+#[test]
+fn right_kernels_of_a_looser_arithmetic_pass_by_its_own_bounds() {
+    let loose = Arithmetic { probabilities: Dtype::F16, hidden: Dtype::F16, flushes: true, ..Arithmetic::cpu() };
+    for (index, block) in samples::all().iter().map(samples::halved).enumerate() {
+        let mut candidate = Interpreter::new(samples::graph(&block), Order::Flushing, None).with(loose);
+        let (mut results, _) = examine(&mut candidate, &block, 30 + index as u64);
+        results.retain(|it| it.status != GateStatus::Passed);
+        assert!(results.is_empty(), "{block:?}\n{}", describe(&results));
+    }
+}
+
+/// In f16 too, every wrong kernel is rejected.
+#[test]
+fn every_wrong_kernel_is_rejected_in_f16_too() {
+    let blocks = [samples::halved(&gpt()), samples::halved(&llama())];
+    for wrong in Wrong::ALL {
+        // One part in 2^20 is 1 of 512 of what storing the result may be off by.
+        if wrong == Wrong::ScaleSlightlyOff {
+            continue;
+        }
+        let found: Vec<Gate> = blocks.iter().flat_map(|block| rejecting(block, wrong)).collect();
+        assert!(!found.is_empty(), "{wrong:?} is accepted");
     }
 }
 

@@ -4,7 +4,10 @@
 //! A weakness is in force only inside [`with`], on the calling thread. Nothing but `mutate` calls it; an action that
 //! verifies a kernel cannot ask for it.
 
-use kernelforge::protocol::{GateResult, GateStatus};
+use kernelforge::{
+    manifest::spec::Dtype,
+    protocol::{GateResult, GateStatus},
+};
 use std::cell::RefCell;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,10 +44,10 @@ pub fn with<T>(weakness: Weakness, judge: impl FnOnce() -> T) -> T {
 }
 
 /// The value and the bound that a comparison sees.
-pub fn observe(value: f64, expected: f64, bound: f64) -> (f64, f64) {
+pub fn observe(value: f64, expected: f64, bound: f64, storage: Dtype) -> (f64, f64) {
     WEAKNESS.with_borrow(|weakness| match weakness {
         Some(Weakness::ToleranceTimes10) => {
-            let ulp = expected.abs() * f64::from(f32::EPSILON);
+            let ulp = expected.abs() * 2.0 * storage.roundoff();
             (value, 10.0 * if bound == 0.0 { ulp } else { bound })
         }
         Some(Weakness::Unbounded) if value.is_finite() => (expected, 0.0),
@@ -60,9 +63,9 @@ pub fn seed(drawn: u64) -> u64 {
 }
 
 /// Whether a comparison of bits takes these for the same.
-pub fn overlooks(a: f32, b: f32) -> bool {
+pub fn overlooks(a: f32, b: f32, storage: Dtype) -> bool {
     WEAKNESS.with_borrow(|weakness| match weakness {
-        Some(Weakness::ToleranceTimes10) => (a - b).abs() <= 10.0 * f32::EPSILON * b.abs(),
+        Some(Weakness::ToleranceTimes10) => (a - b).abs() <= 20.0 * storage.roundoff() as f32 * b.abs(),
         Some(Weakness::Unbounded) => a.is_finite() && b.is_finite(),
         Some(Weakness::NanIgnored) => a.is_nan() || b.is_nan(),
         Some(Weakness::ComparedWithItself) => true,

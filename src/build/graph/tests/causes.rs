@@ -3,13 +3,13 @@
 use super::{Past, block, build, cpu, graph, outputs, transformer};
 use crate::{
     build::graph::{
-        BlockTarget, Damage, Decision, Graph, KeyParts, Rules, Step,
+        BlockTarget, Damage, Decision, Graph, KeyParts, Step,
         causes::{causes, roots, top},
-        plan_build,
     },
+    host::Device,
     manifest::spec::BlockSpec,
 };
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 fn run(step: &Step, parts: &KeyParts) -> super::Outputs {
     outputs(step, parts, &[])
@@ -115,7 +115,9 @@ fn another_machine_is_told_in_one_line() {
     let past = built(&blocks);
     let mut other = cpu();
     (other.cores, other.l1d, other.l2, other.l3) = (8, 1, 2, 3);
-    insta::assert_snapshot!(told(&plan_build(&blocks, &other, &Rules::default()), &past, false), @"20 steps of 4 blocks: `cpu.cores` changed from 4 to 8; `cpu.l1d` changed from 32768 to 1; `cpu.l2` changed from 1048576 to 2; and 1 more");
+    let device: Arc<Device> = Arc::new(other.into());
+    let blocks: Vec<_> = blocks.into_iter().map(|it| BlockTarget { device: Arc::clone(&device), ..it }).collect();
+    insta::assert_snapshot!(told(&graph(&blocks), &past, false), @"20 steps of 4 blocks: `cpu.cores` changed from 4 to 8; `cpu.l1d` changed from 32768 to 1; `cpu.l2` changed from 1048576 to 2; and 1 more");
 }
 
 #[test]

@@ -1,39 +1,45 @@
 //! Exactly the steps that read a value are stale when it changes.
 
-use super::{Past, block, build, cpu, graph, names, outputs, transformer};
+use super::{Past, block, build, cpu, gpu, gpu_block, graph, names, outputs, transformer};
 use crate::{
     build::graph::{
-        BlockTarget, Decision, Rules, StepKind, plan_build,
+        BlockTarget, Decision, KeyParts, Outputs, Rules, Step, StepKind, plan_build,
         steps::{block_parts, serialized_block_parts},
     },
     digest::Digest,
-    host::CpuFacts,
+    host::{
+        CpuFacts, Device,
+        gpu::{GpuFacts, GpuFeature, GpuKind},
+    },
     manifest::spec::{BlockSpec, Pass},
     protocol::{Gate, corpus::Case},
 };
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 /// The kinds of steps that run in the second build, when nothing is cut off.
 fn rerun(
     blocks: &[BlockTarget],
-    cpus: [&CpuFacts; 2],
+    devices: [&Device; 2],
     rules: [&Rules; 2],
     edit: impl FnOnce(&mut BlockTarget),
 ) -> String {
     let mut past = Past::default();
-    let before = plan_build(blocks, cpus[0], rules[0]);
+    let on = |blocks: &[BlockTarget], device: &Device| -> Vec<_> {
+        blocks.iter().map(|it| BlockTarget { device: Arc::new(device.clone()), ..it.clone() }).collect()
+    };
+    let before = plan_build(&on(blocks, devices[0]), rules[0]);
     assert_eq!(build(&before, &mut past, |step, parts| outputs(step, parts, &[])).len(), before.len());
     assert_eq!(build(&before, &mut past, |step, parts| outputs(step, parts, &[])), []);
     let mut blocks = blocks.to_vec();
     edit(&mut blocks[0]);
-    let after = plan_build(&blocks, cpus[1], rules[1]);
+    let after = plan_build(&on(&blocks, devices[1]), rules[1]);
     let ran = build(&after, &mut past, |step, parts| outputs(step, parts, &[]));
     names(&after, &ran).join(" ").replace("gpt2@cpu:", "")
 }
 
 /// [`rerun`] after an edit of one block.
 fn edited(edit: impl FnOnce(&mut BlockTarget)) -> String {
-    rerun(&[block("gpt2", transformer())], [&cpu(), &cpu()], [&Rules::default(), &Rules::default()], edit)
+    rerun(&[block("gpt2", transformer())], [&cpu().into(), &cpu().into()], [&Rules::default(), &Rules::default()], edit)
 }
 
 #[test]
@@ -67,7 +73,7 @@ fn what_a_gate_makes_reaches_the_action_and_no_key() {
 fn an_edited_field_runs_the_steps_of_its_block_only() {
     let blocks = [block("gpt2", transformer()), block("bert", transformer())];
     let rules = Rules::default();
-    let ran = rerun(&blocks, [&cpu(), &cpu()], [&rules, &rules], |it| {
+    let ran = rerun(&blocks, [&cpu().into(), &cpu().into()], [&rules, &rules], |it| {
         if let BlockSpec::Transformer { norm, .. } = &mut it.spec {
             norm.eps = 1e-6;
         }
@@ -111,7 +117,7 @@ fn an_edit_taken_back_runs_nothing() {
 fn how_steps_work_is_in_the_keys_of_those_steps() {
     let blocks = [block("gpt2", transformer())];
     let rules = Rules::default();
-    let ran = |new: Rules| rerun(&blocks, [&cpu(), &cpu()], [&rules, &new], |_| {});
+    let ran = |new: Rules| rerun(&blocks, [&cpu().into(), &cpu().into()], [&rules, &new], |_| {});
     assert_eq!(ran(Rules { seed: 7, ..rules.clone() }), "verify report");
     assert_eq!(ran(Rules { benchmark_ms: 9, ..rules.clone() }), "benchmark report");
     let (op, case, found) = ("mlp".to_owned(), "peaky".to_owned(), "block/mutant".to_owned());
@@ -126,7 +132,7 @@ fn another_cpu_measures_again_and_never_builds_the_ir_again() {
     let ran = |edit: fn(&mut CpuFacts)| {
         let mut other = cpu();
         edit(&mut other);
-        rerun(&blocks, [&cpu(), &other], [&rules, &rules], |_| {})
+        rerun(&blocks, [&cpu().into(), &other.into()], [&rules, &rules], |_| {})
     };
     assert_eq!(ran(|it| it.cores = 8), "plan compile verify benchmark report");
     assert_eq!(ran(|it| it.l2 *= 2), "plan compile verify benchmark report");
@@ -134,16 +140,109 @@ fn another_cpu_measures_again_and_never_builds_the_ir_again() {
     assert_eq!(ran(|it| it.model.push('X')), "compile verify benchmark report");
 }
 
+/// [`rerun`] of a block for a GPU after an edit of the block and of the GPU.
+fn edited_gpu(edit: impl FnOnce(&mut BlockTarget), change: impl FnOnce(&mut GpuFacts)) -> String {
+    let (rules, mut other) = (Rules::default(), gpu());
+    change(&mut other);
+    let devices = [&gpu().into(), &other.into()];
+    rerun(&[gpu_block("gpt2", transformer())], devices, [&rules, &rules], edit).replace("gpt2@gpu:", "")
+}
+
+#[test]
+fn another_gpu_is_planned_and_generated_for_only_where_it_can_do_something_else() {
+    let ran = |change: fn(&mut GpuFacts)| edited_gpu(|_| {}, change);
+    assert_eq!(ran(|_| {}), "");
+    let all = "plan compile verify benchmark report";
+    assert_eq!(ran(|it| it.kind = GpuKind::Integrated), all);
+    assert_eq!(ran(|it| it.features.push(GpuFeature::Timestamps)), all);
+    assert_eq!(ran(|it| it.subgroup_min = 8), all);
+    assert_eq!(ran(|it| it.subgroup_max = 64), all);
+    assert_eq!(ran(|it| it.workgroup_memory *= 2), all);
+    assert_eq!(ran(|it| it.workgroup_invocations = 256), all);
+    assert_eq!(ran(|it| it.workgroup_x = 256), all);
+    assert_eq!(ran(|it| it.workgroups = 1 << 20), all);
+    assert_eq!(ran(|it| it.buffer_bytes = 1), all);
+    assert_eq!(ran(|it| it.binding_bytes = 1), all);
+    assert_eq!(ran(|it| it.bindings = 8), all);
+    assert_eq!(ran(|it| it.binding_alignment = 256), all);
+    assert_eq!(ran(|it| it.cooperative.clear()), all);
+    assert_eq!(ran(|it| it.vendor = 9), all);
+    assert_eq!(ran(|it| it.api = "metal".to_owned()), all);
+    let device = "verify benchmark report";
+    assert_eq!(ran(|it| it.name = "Test GPU 2".to_owned()), device);
+    assert_eq!(ran(|it| it.device = 3), device);
+    assert_eq!(ran(|it| it.driver = "other".to_owned()), device);
+    assert_eq!(ran(|it| it.driver_version = "1.1".to_owned()), device);
+}
+
+#[test]
+fn where_the_softmax_runs_is_a_matter_of_plans_for_gpus() {
+    assert_eq!(edited_gpu(|it| it.hybrid_softmax = true, |_| {}), "plan compile verify benchmark report");
+    assert_eq!(edited(|it| it.hybrid_softmax = true), "");
+}
+
+#[test]
+fn blocks_for_different_devices_have_the_facts_of_their_own() {
+    let graph = graph(&[block("gpt2", transformer()), gpu_block("gpt2", transformer())]);
+    for step in graph.steps().iter().filter(|it| !matches!(it.kind, StepKind::Ir)) {
+        let facts = |prefix: &str| step.params().iter().filter(|it| it.0.starts_with(prefix)).count();
+        let (own, other) = if step.on_gpu { ("gpu.", "cpu.") } else { ("cpu.", "gpu.") };
+        assert!(facts(own) > 0 && facts(other) == 0, "{}", step.identity());
+    }
+    // They compute the same, so the IR is built once.
+    let ir = |target: &str| graph.step(graph.find(&format!("gpt2@{target}:ir")).unwrap()).params().key();
+    assert_eq!(ir("cpu"), ir("gpu"));
+}
+
 #[test]
 fn every_step_that_uses_the_device_has_every_fact_of_it_in_its_key() {
-    let graph = graph(&[block("gpt2", transformer())]);
-    let facts = serde_json::to_value(cpu()).unwrap();
-    for kind in [StepKind::Verify, StepKind::Benchmark] {
-        let step = graph.steps().iter().find(|it| it.kind == kind).unwrap();
-        for fact in facts.as_object().unwrap().keys() {
-            assert!(step.params().get(&format!("cpu.{fact}")).is_some(), "{kind} does not read {fact}");
+    let graph = graph(&[block("gpt2", transformer()), gpu_block("gpt2", transformer())]);
+    for (target, facts) in
+        [("cpu", serde_json::to_value(cpu()).unwrap()), ("gpu", serde_json::to_value(gpu()).unwrap())]
+    {
+        for kind in [StepKind::Verify, StepKind::Benchmark, StepKind::Report] {
+            let step = graph.step(graph.find(&format!("gpt2@{target}:{kind}")).unwrap());
+            for fact in facts.as_object().unwrap().keys() {
+                assert!(step.params().get(&format!("{target}.{fact}")).is_some(), "{kind} does not read {fact}");
+            }
         }
     }
+}
+
+/// A plan step whose content is the digests of the templates that its block uses, as the real one's is beside its schedules.
+fn with_templates<'a>(used: &'a [(&'a str, &'a [&'a str])]) -> impl Fn(&Step, &KeyParts) -> Outputs + 'a {
+    move |step, parts| {
+        let unused = |part: &str| {
+            let name = part.strip_prefix("shaders/");
+            let of = used.iter().find(|it| Some(it.0) == step.block.as_deref()).map_or(&[][..], |it| it.1);
+            name.is_some_and(|it| !of.contains(&it))
+        };
+        let ignored: Vec<&str> = parts.iter().map(|it| it.0).filter(|it| unused(it)).collect();
+        outputs(step, parts, &ignored)
+    }
+}
+
+#[test]
+fn an_edited_template_makes_stale_the_kernels_that_use_it() {
+    let blocks =
+        [gpu_block("norms", transformer()), gpu_block("products", transformer()), block("products", transformer())];
+    let used = [("norms", &["norm.wgsl", "math.wgsl"][..]), ("products", &["matmul.wgsl", "math.wgsl"][..])];
+    let texts = |edited: &str| {
+        let text = |name: &str| (name.to_owned(), format!("{name} {}", name == edited));
+        Rules { shaders: ["norm.wgsl", "matmul.wgsl", "math.wgsl"].map(text).into(), ..Rules::default() }
+    };
+    let ran = |edited: &str| {
+        let (mut past, run) = (Past::default(), with_templates(&used));
+        build(&plan_build(&blocks, &texts("")), &mut past, &run);
+        let graph = plan_build(&blocks, &texts(edited));
+        let ran = build(&graph, &mut past, &run);
+        let ran = ran.into_iter().filter(|it| graph.step(*it).kind == StepKind::Compile).collect::<Vec<_>>();
+        names(&graph, &ran).join(" ")
+    };
+    assert_eq!(ran(""), "");
+    assert_eq!(ran("norm.wgsl"), "norms@gpu:compile");
+    assert_eq!(ran("matmul.wgsl"), "products@gpu:compile");
+    assert_eq!(ran("math.wgsl"), "norms@gpu:compile products@gpu:compile");
 }
 
 /// The paths of all values in a JSON object that are no objects.

@@ -68,7 +68,7 @@ pub fn graph(nodes: &[Node]) -> Graph {
         let params = KeyParts::new().with("index", index).with("param", node.param);
         let block = Some(format!("b{index}").into());
         let params = (params, [].as_slice());
-        graph.push(node.kind, (Some(index), block), (&target, 1), &unique(&reads), &gates, params);
+        graph.push(node.kind, (Some(index), block), (&target, 1, false), &unique(&reads), &gates, params);
     }
     graph
 }

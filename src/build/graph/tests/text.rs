@@ -1,6 +1,6 @@
 //! What people and programs read: snapshots of every reason, of `why`, and of the drawings.
 
-use super::{Past, block, build, cpu, graph, outputs, transformer};
+use super::{Past, block, build, graph, outputs, transformer};
 use crate::{
     build::graph::{
         BlockTarget, Damage, Graph, KeyParts, Rules, StaleReason, Step,
@@ -76,6 +76,16 @@ fn every_reason_is_one_line() {
     output `object` is corrupt (blob 3ae7d805f678)
     forced
     ");
+}
+
+#[test]
+fn a_template_of_the_project_is_told_by_its_path() {
+    let with = |digest: &str| KeyParts::new().with("step", "plan").with("shaders/norm.wgsl", digest);
+    let (none, one, other) = (KeyParts::new().with("step", "plan"), with("0123"), with("4567"));
+    let told = |old: &KeyParts, new: &KeyParts| explain(Some(old), new).to_string();
+    assert_eq!(told(&one, &other), "`shaders/norm.wgsl` changed");
+    assert_eq!(told(&none, &one), "`shaders/norm.wgsl` is new");
+    assert_eq!(told(&one, &none), "`shaders/norm.wgsl` is gone");
 }
 
 #[test]
@@ -254,7 +264,7 @@ fn why_follows_what_is_no_field_through_the_steps_between() {
     let recipe = told(&blocks(), &older, "gpt2@cpu:benchmark");
 
     let case = Case { gate: Gate::V2Bound, op: "mlp".into(), case: "peaky".into(), seed: 1, found: "b/m".into() };
-    let longer = plan_build(&blocks(), &cpu(), &Rules { corpus: vec![case], ..Rules::default() });
+    let longer = plan_build(&blocks(), &Rules { corpus: vec![case], ..Rules::default() });
     let asked = |graph: &Graph, step: &str, forced: bool| {
         let decisions = graph.status(&past, |_| forced);
         why(graph, graph.find(step).unwrap(), &decisions, &past).to_string()

@@ -10,7 +10,7 @@
 //! With a causal mask, panels and keys beyond a tile's last row are never computed.
 
 use super::{
-    emit::{Code, Lanes, Mem, Val},
+    emit::{Code, Kind, Lanes, Mem, Val},
     math,
     micro::{Epilogue, Micro, MicroKernels, Operands},
 };
@@ -195,14 +195,15 @@ impl Attention<'_> {
             ldb: 0,
             ldc: 0,
             accumulate: false,
+            sums: None,
             prefetch: 0,
             epilogue: None,
-            a_len: 0,
-            b_len: 0,
-            c_len: 0,
-            bias_len: 0,
-            scale_len: 0,
-            extra_len: 0,
+            a: Kind::NONE,
+            b: Kind::NONE,
+            c: Kind::NONE,
+            bias: Kind::NONE,
+            scale: Kind::NONE,
+            extra: Kind::NONE,
         }
     }
 
@@ -235,9 +236,9 @@ impl Attention<'_> {
                 lda: q_stride,
                 ldb: nr,
                 ldc: self.lds(),
-                a_len: buffers.q.len,
-                b_len: buffers.workspace.len,
-                c_len: buffers.workspace.len,
+                a: buffers.q.kind(),
+                b: buffers.workspace.kind(),
+                c: buffers.workspace.kind(),
                 b_padded: true,
                 unroll,
                 ..self.micro(rows, nr)
@@ -246,6 +247,7 @@ impl Attention<'_> {
                 a: (buffers.q, a_at),
                 b: (buffers.workspace, b_at),
                 c: (buffers.workspace, c_at),
+                sums: None,
                 depth,
                 next: None,
                 bias: None,
@@ -383,10 +385,10 @@ impl Attention<'_> {
                     lda: self.lds(),
                     ldb: kv_stride,
                     ldc: q_stride,
-                    a_len: buffers.workspace.len,
-                    b_len: buffers.v.len,
-                    c_len: buffers.o.len,
-                    scale_len: buffers.workspace.len,
+                    a: buffers.workspace.kind(),
+                    b: buffers.v.kind(),
+                    c: buffers.o.kind(),
+                    scale: buffers.workspace.kind(),
                     epilogue: Some(Epilogue { row_scale: true, ..Epilogue::default() }),
                     ..self.micro(rows, columns)
                 };
@@ -394,6 +396,7 @@ impl Attention<'_> {
                     a: (buffers.workspace, scores_at),
                     b: (buffers.v, b_at),
                     c: (buffers.o, c_at),
+                    sums: None,
                     depth,
                     next: None,
                     bias: None,

@@ -2,6 +2,7 @@
 //! melior's op builders, because a kernel is thousands of ops and parsing them takes 1-3 ms, and because what is emitted can be
 //! read, saved and mutated.
 
+use kernelforge::manifest::spec::Dtype;
 use std::{
     collections::BTreeMap,
     fmt::{self, Display, Write as _},
@@ -23,12 +24,35 @@ impl Display for Val {
     }
 }
 
-/// A flat f32 buffer of a static length: `memref<LENxf32>`. All addressing is explicit: strides are static, so LLVM turns
+/// A flat buffer of a static length: `memref<LENxf32>`, or of f16, whose elements are widened when loaded and rounded once when
+/// stored, so that everything else here is f32. All addressing is explicit: strides are static, so LLVM turns
 /// constant offsets into displacements and a register tile needs one base register.
 #[derive(Debug, Clone, Copy)]
 pub struct Mem {
     pub val: Val,
     pub len: usize,
+    pub element: Dtype,
+}
+
+/// The length and the element type of a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Kind {
+    pub len: usize,
+    pub element: Dtype,
+}
+
+impl Kind {
+    /// Of a buffer that is not there.
+    pub const NONE: Self = Self { len: 0, element: Dtype::F32 };
+
+    pub fn of(mem: Option<Mem>) -> Self {
+        mem.map_or(Self::NONE, Mem::kind)
+    }
+
+    /// A cache line has so many elements.
+    pub const fn line(self) -> usize {
+        64 / self.element.bytes()
+    }
 }
 
 /// The unmasked or masked lanes of a vector access.
@@ -258,20 +282,61 @@ impl Code {
     // Memory.
 
     pub fn load_scalar(&mut self, mem: Mem, at: Val) -> Val {
-        self.op(format_args!("memref.load {}[{at}] : {}", mem.val, mem.ty()))
+        let value = self.op(format_args!("memref.load {}[{at}] : {}", mem.val, mem.ty()));
+        self.widened(value, mem.element, "f32", mem.element.name())
     }
 
     pub fn store_scalar(&mut self, value: Val, mem: Mem, at: Val) {
+        let value = self.rounded(value, mem.element, "f32", mem.element.name());
         self.line(format_args!("memref.store {value}, {}[{at}] : {}", mem.val, mem.ty()));
+    }
+
+    /// A loaded value as f32.
+    fn widened(&mut self, value: Val, element: Dtype, wide: &str, stored: &str) -> Val {
+        match element {
+            Dtype::F32 => value,
+            Dtype::F16 => self.op(format_args!("arith.extf {value} : {stored} to {wide}")),
+        }
+    }
+
+    /// A value as it is stored, rounded to the nearest.
+    fn rounded(&mut self, value: Val, element: Dtype, wide: &str, stored: &str) -> Val {
+        match element {
+            Dtype::F32 => value,
+            Dtype::F16 => self.op(format_args!("arith.truncf {value} : {wide} to {stored}")),
+        }
+    }
+
+    fn stored_type(&self, element: Dtype) -> String {
+        format!("vector<{}x{}>", self.lanes, element.name())
     }
 
     /// Loads one vector; masked-off lanes read nothing and are 0.
     pub fn load(&mut self, mem: Mem, at: Val, lanes: Lanes) -> Val {
-        let (vector, ty, width) = (self.vector_type(), mem.ty(), self.lanes);
+        let value = self.load_stored(mem, at, lanes);
+        let (wide, stored) = (self.vector_type(), self.stored_type(mem.element));
+        self.widened(value, mem.element, &wide, &stored)
+    }
+
+    /// A vector of zeros as they are stored.
+    pub fn stored_zeros(&mut self, element: Dtype) -> Val {
+        let vector = self.stored_type(element);
+        self.constant(format!("arith.constant dense<0.0> : {vector}"))
+    }
+
+    /// Stores a whole vector that is as it is to be stored.
+    pub fn store_stored(&mut self, value: Val, mem: Mem, at: Val) {
+        let (ty, vector) = (mem.ty(), self.stored_type(mem.element));
+        self.line(format_args!("vector.store {value}, {}[{at}] : {ty}, {vector}", mem.val));
+    }
+
+    /// Loads one vector as it is stored, which [`Self::store_stored`] puts elsewhere.
+    pub fn load_stored(&mut self, mem: Mem, at: Val, lanes: Lanes) -> Val {
+        let (vector, ty, width) = (self.stored_type(mem.element), mem.ty(), self.lanes);
         match lanes {
             Lanes::All => self.op(format_args!("vector.load {}[{at}] : {ty}, {vector}", mem.val)),
             Lanes::Masked(mask) => {
-                let zero = self.splat(0.0);
+                let zero = self.stored_zeros(mem.element);
                 self.op(format_args!(
                     "vector.maskedload {}[{at}], {mask}, {zero} : {ty}, vector<{width}xi1>, {vector} into {vector}",
                     mem.val
@@ -280,13 +345,22 @@ impl Code {
         }
     }
 
+    /// A buffer of f32 on the stack, for the time of the function.
+    pub fn local(&mut self, len: usize) -> Mem {
+        // At the head: elsewhere the stack pointer would move while the function runs.
+        let val = self.constant(format!("memref.alloca() {{alignment = 64 : i64}} : memref<{len}xf32>"));
+        Mem { val, len, element: Dtype::F32 }
+    }
+
     /// Asks for a line of `mem` ahead of its use; an address beyond the buffer is ignored by the hardware.
     pub fn prefetch(&mut self, mem: Mem, at: Val) {
         self.line(format_args!("memref.prefetch {}[{at}], read, locality<2>, data : {}", mem.val, mem.ty()));
     }
 
     pub fn store(&mut self, value: Val, mem: Mem, at: Val, lanes: Lanes) {
-        let (vector, ty, width) = (self.vector_type(), mem.ty(), self.lanes);
+        let (vector, ty, width) = (self.stored_type(mem.element), mem.ty(), self.lanes);
+        let wide = self.vector_type();
+        let value = self.rounded(value, mem.element, &wide, &vector);
         match lanes {
             Lanes::All => self.line(format_args!("vector.store {value}, {}[{at}] : {ty}, {vector}", mem.val)),
             Lanes::Masked(mask) => self.line(format_args!(
@@ -398,7 +472,12 @@ impl Code {
 
 impl Mem {
     pub fn ty(self) -> String {
-        format!("memref<{}xf32>", self.len)
+        format!("memref<{}x{}>", self.len, self.element.name())
+    }
+
+    /// What of it is part of the types of a function that takes it.
+    pub fn kind(self) -> Kind {
+        Kind { len: self.len, element: self.element }
     }
 
     pub fn argument(self) -> (Val, String) {

@@ -128,7 +128,14 @@ mod tests {
         let graph = ir::build("plain", &block, &[], &BTreeMap::new()).unwrap().stages;
         let provenance = Provenance { strategy: "test".to_owned(), trials: 0 };
         let (block, target) = ("plain".to_owned(), "cpu".to_owned());
-        let plan = Plan { version: PLAN_VERSION, block, target, provenance, stages: BTreeMap::new() };
+        let plan = Plan {
+            version: PLAN_VERSION,
+            block,
+            target,
+            provenance,
+            stages: BTreeMap::new(),
+            shaders: BTreeMap::new(),
+        };
         let cpu = CpuFacts::detect();
         let (text, _) = module::generate(&graph, &plan, &cpu).unwrap();
         (graph, plan, cpu, text)

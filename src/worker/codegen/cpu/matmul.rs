@@ -7,13 +7,22 @@
 //!     micro-kernel: C tile (+)= A tile * B panel; on the last depth block bias, activation and so on
 //! ```
 //! B is packed ahead into panels of `nr` columns, zero-padded to whole vectors, or read where it lies.
+//!
+//! Of f16 operands a copy of A is f32, so that a row's element is widened once and not for every panel: without the copy a product
+//! of 128x3072x768 takes three times as long. Packed weights stay f16 and are widened in registers: half the bytes for one row
+//! (1x4096x4096: 10.9 ms, packed as f32 19.8, all f32 16.0), and for 128 rows no slower than weights that were widened when they
+//! were packed (128x3072x768: 31.6 ms, 35.7, 32.4; medians on a busy machine with AVX2, `half_tests::costs`). C is rounded once:
+//! sums over several depth blocks are kept in the workspace as f32.
 
 use super::{
-    emit::{Code, Lanes, Mem, Val},
+    emit::{Code, Kind, Lanes, Mem, Val},
     micro::{Epilogue, Micro, MicroKernels, Operands},
 };
 pub use kernelforge::plan::schedule::MatmulSchedule as Schedule;
-use kernelforge::plan::schedule::{PackB, Split, TileOrder};
+use kernelforge::{
+    manifest::spec::Dtype,
+    plan::schedule::{PackB, Split, TileOrder},
+};
 
 /// Elements between packed rows of A beyond the depth: one cache line, so that rows do not alias.
 const ROW_PAD: usize = LINE;
@@ -29,6 +38,10 @@ pub struct Product<'a> {
     pub ldc: usize,
     pub schedule: &'a Schedule,
     pub epilogue: Epilogue,
+    /// How C is stored.
+    pub result: Dtype,
+    /// The most rows that one call of [`Product::emit`] is for.
+    pub rows: usize,
 }
 
 /// The buffers of a product, each with the element that its first row and column are at.
@@ -67,9 +80,30 @@ impl Product<'_> {
         }
     }
 
-    /// f32 elements of working memory for one thread.
+    /// f32 elements of working memory for one thread: a block of A, then sums.
     pub fn workspace(&self) -> usize {
+        self.packed_a() + self.sums()
+    }
+
+    fn packed_a(&self) -> usize {
         if self.schedule.pack_a { self.schedule.mc * (self.schedule.kc.min(self.k) + ROW_PAD) } else { 0 }
+    }
+
+    fn depths(&self) -> usize {
+        self.k.div_ceil(self.schedule.kc)
+    }
+
+    /// Elements between rows of sums: a block of columns, and a cache line so that rows do not alias.
+    fn sums_stride(&self) -> usize {
+        (self.schedule.nc / self.schedule.nr).clamp(1, self.panels()) * self.schedule.nr + ROW_PAD
+    }
+
+    /// Elements of the sums that depth blocks hand on, where C cannot hold them.
+    fn sums(&self) -> usize {
+        match self.result {
+            Dtype::F16 if self.depths() > 1 => self.rows.next_multiple_of(self.schedule.mr) * self.sums_stride(),
+            _ => 0,
+        }
     }
 
     /// Emits the units `begin..end`.
@@ -98,7 +132,7 @@ impl Product<'_> {
     ) {
         let s = self.schedule;
         let (row_step, panel_step) = ((s.mc / s.mr).max(1), (s.nc / s.nr).max(1));
-        let depths = self.k.div_ceil(s.kc);
+        let depths = self.depths();
         code.for_(panels.0, panels.1, panel_step, |code, panel| {
             let panel_end = code.offset(panel, panel_step);
             let panel_end = code.min(panel_end, panels.1);
@@ -106,7 +140,7 @@ impl Product<'_> {
                 code.for_(rows.0, rows.1, row_step, |code, row| {
                     let row_end = code.offset(row, row_step);
                     let row_end = code.min(row_end, rows.1);
-                    let block = Block { product: self, buffers, start, depth, first, last };
+                    let block = Block { product: self, buffers, origin: (rows.0, panel), start, depth, first, last };
                     block.emit(code, micros, (row, row_end), (panel, panel_end));
                 });
             };
@@ -149,13 +183,13 @@ impl Product<'_> {
                         for vector in 0..s.nr / s.lanes {
                             let valid = columns.saturating_sub(vector * s.lanes).min(s.lanes);
                             let value = if valid == 0 {
-                                code.splat(0.0)
+                                code.stored_zeros(source.element)
                             } else {
                                 let (at, lanes) = (code.offset(from, vector * s.lanes), code.first_lanes(valid));
-                                code.load(source, at, lanes)
+                                code.load_stored(source, at, lanes)
                             };
                             let at = code.offset(to, vector * s.lanes);
-                            code.store(value, target, at, Lanes::All);
+                            code.store_stored(value, target, at);
                         }
                     });
                 };
@@ -179,6 +213,8 @@ impl Product<'_> {
 struct Block<'a> {
     product: &'a Product<'a>,
     buffers: Buffers,
+    /// The row tile and the panel that the sums begin with.
+    origin: (Val, Val),
     /// First depth index.
     start: Val,
     depth: usize,
@@ -306,11 +342,17 @@ impl Block<'_> {
         };
         let down = code.times(top, product.ldc);
         let tile_at = code.add(down, left);
+        let sums = self.sums(code, row, panel);
         let mut like_c = |(mem, at): (Mem, Val)| (mem, code.add(at, tile_at));
+        let c = match sums {
+            Some(sums) if !self.last => sums,
+            _ => like_c(buffers.c),
+        };
         let operands = Operands {
             a,
             b: (buffers.b, b_at),
-            c: like_c(buffers.c),
+            c,
+            sums: sums.filter(|_| self.last && !self.first),
             bias: buffers.bias.map(|mem| (mem, left)),
             row_scale: None,
             multiply: buffers.multiply.map(&mut like_c),
@@ -329,26 +371,38 @@ impl Block<'_> {
             whole_unroll: self.depth.is_multiple_of(s.unroll),
             lda,
             ldb,
-            ldc: product.ldc,
+            ldc: if sums.is_some() && !self.last { product.sums_stride() } else { product.ldc },
             accumulate: !self.first,
+            sums: operands.sums.map(|it| (it.0.kind(), product.sums_stride())),
             prefetch: if self.prefetches() { s.mc / s.mr } else { 0 },
             epilogue: self.last.then_some(product.epilogue),
-            a_len: a.0.len,
-            b_len: buffers.b.len,
-            c_len: buffers.c.0.len,
-            bias_len: buffers.bias.map_or(0, |it| it.len),
-            scale_len: 0,
-            extra_len: extra.map_or(0, |it| it.0.len),
+            a: a.0.kind(),
+            b: buffers.b.kind(),
+            c: c.0.kind(),
+            bias: Kind::of(buffers.bias),
+            scale: Kind::NONE,
+            extra: Kind::of(extra.map(|it| it.0)),
         };
         let operands = Operands { next: self.next_panel(code, micro, b_at, first_row, row), ..operands };
         micros.call(code, micro, &operands);
+    }
+
+    /// Where the sums of this tile are, if they are not in C.
+    fn sums(&self, code: &mut Code, row: Val, panel: Val) -> Option<(Mem, Val)> {
+        let (product, s) = (self.product, self.product.schedule);
+        let (workspace, at) = self.buffers.workspace.filter(|_| product.sums() > 0)?;
+        let (down, right) = (code.sub(row, self.origin.0), code.sub(panel, self.origin.1));
+        let (down, right) = (code.times(down, s.mr * product.sums_stride()), code.times(right, s.nr));
+        let at = code.add(at, down);
+        let at = code.add(at, right);
+        Some((workspace, code.offset(at, product.packed_a())))
     }
 
     /// While the row tiles of a block walk over one panel of B in L2, they ask for the next one: without that the first tile of
     /// every panel waits for memory.
     fn prefetches(&self) -> bool {
         let s = self.product.schedule;
-        let whole_lines = LINE.is_multiple_of(s.unroll);
+        let whole_lines = self.buffers.b.kind().line().is_multiple_of(s.unroll);
         s.prefetch && s.pack_b == PackB::Ahead && s.order == TileOrder::ColumnsOutside && whole_lines
     }
 

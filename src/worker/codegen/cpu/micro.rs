@@ -5,10 +5,10 @@
 //! small. Micro-kernels are shared by matmul, the fused MLP and both products of attention.
 
 use super::{
-    emit::{Code, Lanes, Mem, Val},
+    emit::{Code, Kind, Lanes, Mem, Val},
     math,
 };
-use kernelforge::manifest::spec::Activation;
+use kernelforge::manifest::spec::{Activation, Dtype};
 use std::collections::BTreeMap;
 
 /// What happens to a finished tile, in this order: `act(acc * scale[row] + bias[column]) * multiply + residual`.
@@ -56,33 +56,32 @@ pub struct Micro {
     pub lda: usize,
     pub ldb: usize,
     pub ldc: usize,
-    /// Start from C instead of zero.
+    /// Start from what the depth blocks before have summed instead of zero: from C itself, or where C is no f32 from `sums`.
     pub accumulate: bool,
+    /// The sums of the depth blocks before where they are not in C, and the elements between their rows.
+    pub sums: Option<(Kind, usize)>,
     /// Over how many calls the next panel of B is asked into L2, an equal share by each; 0: not at all.
     pub prefetch: usize,
     /// Present on the last depth block.
     pub epilogue: Option<Epilogue>,
-    /// Lengths of the buffers, which are part of their types.
-    pub a_len: usize,
-    pub b_len: usize,
-    pub c_len: usize,
-    pub bias_len: usize,
-    pub scale_len: usize,
-    pub extra_len: usize,
+    /// The buffers' types.
+    pub a: Kind,
+    pub b: Kind,
+    pub c: Kind,
+    pub bias: Kind,
+    pub scale: Kind,
+    pub extra: Kind,
 }
-
-/// f32 elements of a cache line.
-const LINE: usize = 16;
 
 impl Micro {
     /// Lines of the next panel that each trip of the depth loop asks for, so that all calls together cover it.
     fn prefetch_lines(&self) -> usize {
-        (self.unroll * self.ldb).div_ceil(self.prefetch * LINE)
+        (self.unroll * self.ldb).div_ceil(self.prefetch * self.b.line())
     }
 
     /// Elements of the next panel that one call of this depth asks for.
     pub fn prefetch_share(&self, depth: usize) -> usize {
-        depth / self.unroll * self.prefetch_lines() * LINE
+        depth / self.unroll * self.prefetch_lines() * self.b.line()
     }
 }
 
@@ -91,6 +90,8 @@ pub struct Operands {
     pub a: (Mem, Val),
     pub b: (Mem, Val),
     pub c: (Mem, Val),
+    /// With `accumulate`, where C is no f32.
+    pub sums: Option<(Mem, Val)>,
     pub depth: Val,
     /// With `prefetch`: where this call's share of the next panel of B begins.
     pub next: Option<Val>,
@@ -139,10 +140,11 @@ impl MicroKernels {
     }
 }
 
-/// The operands that the epilogue of `micro` reads, in parameter order.
-fn extras(micro: Micro, operands: &Operands) -> [Option<(Mem, Val)>; 4] {
+/// The operands of `micro` beyond the product's own, in parameter order.
+fn extras(micro: Micro, operands: &Operands) -> [Option<(Mem, Val)>; 5] {
     let epilogue = micro.epilogue.unwrap_or_default();
     [
+        operands.sums.filter(|_| micro.sums.is_some()),
         operands.row_scale.filter(|_| epilogue.row_scale),
         operands.bias.filter(|_| epilogue.bias),
         operands.multiply.filter(|_| epilogue.multiply),
@@ -154,21 +156,22 @@ fn emit(name: &str, micro: Micro) -> String {
     let mut code = Code::new(micro.lanes);
     let code_ref = &mut code;
     let mut header = Vec::new();
-    let mut buffer = |code: &mut Code, len: usize, present: bool| {
+    let mut buffer = |code: &mut Code, Kind { len, element }: Kind, present: bool| {
         present.then(|| {
-            let (mem, at) = (Mem { val: code.parameter(), len }, code.parameter());
+            let (mem, at) = (Mem { val: code.parameter(), len, element }, code.parameter());
             header.push(format!("{}: {}, {at}: index", mem.val, mem.ty()));
             (mem, at)
         })
     };
     let epilogue = micro.epilogue.unwrap_or_default();
-    let a = buffer(code_ref, micro.a_len, true);
-    let b = buffer(code_ref, micro.b_len, true);
-    let c = buffer(code_ref, micro.c_len, true);
-    let row_scale = buffer(code_ref, micro.scale_len, epilogue.row_scale);
-    let bias = buffer(code_ref, micro.bias_len, epilogue.bias);
-    let multiply = buffer(code_ref, micro.extra_len, epilogue.multiply);
-    let residual = buffer(code_ref, micro.extra_len, epilogue.residual);
+    let a = buffer(code_ref, micro.a, true);
+    let b = buffer(code_ref, micro.b, true);
+    let c = buffer(code_ref, micro.c, true);
+    let sums = buffer(code_ref, micro.sums.map_or(Kind::NONE, |it| it.0), micro.sums.is_some());
+    let row_scale = buffer(code_ref, micro.scale, epilogue.row_scale);
+    let bias = buffer(code_ref, micro.bias, epilogue.bias);
+    let multiply = buffer(code_ref, micro.extra, epilogue.multiply);
+    let residual = buffer(code_ref, micro.extra, epilogue.residual);
     let depth = code_ref.parameter();
     header.push(format!("{depth}: index"));
     let next = (micro.prefetch > 0).then(|| {
@@ -180,7 +183,7 @@ fn emit(name: &str, micro: Micro) -> String {
 
     let mut tile = Tile { code: code_ref, micro, masks: Vec::new() };
     tile.masks = tile.column_masks();
-    let initial = tile.initial(c);
+    let initial = tile.initial(sums.unwrap_or(c));
     let sums = tile.product(a, b, next, depth, initial);
     let extras = Extras { row_scale, bias, multiply, residual };
     tile.finish(c, sums, &extras);
@@ -204,12 +207,13 @@ impl Tile<'_> {
         (0..vectors).map(|vector| if vector + 1 == vectors { tail } else { Lanes::All }).collect()
     }
 
-    fn initial(&mut self, c: (Mem, Val)) -> Vec<Val> {
+    fn initial(&mut self, before: (Mem, Val)) -> Vec<Val> {
         if self.micro.accumulate {
+            let stride = self.micro.sums.map_or(self.micro.ldc, |it| it.1);
             let mut values = Vec::new();
             for row in 0..self.micro.rows {
                 let row = self.code.index(row);
-                values.extend((0..self.micro.vectors).map(|vector| self.load_at(c, row, vector)));
+                values.extend((0..self.micro.vectors).map(|vector| self.load_at(before, stride, row, vector)));
             }
             return values;
         }
@@ -226,10 +230,10 @@ impl Tile<'_> {
                 let row_of_b = code.times(k, micro.ldb);
                 let (a_at, b_at) = (code.add(a.1, k), code.add(b.1, row_of_b));
                 if let Some(next) = next.filter(|_| unroll == micro.unroll) {
-                    let ahead = code.times(k, micro.prefetch_lines() * LINE / unroll);
+                    let ahead = code.times(k, micro.prefetch_lines() * micro.b.line() / unroll);
                     let ahead = code.add(next, ahead);
                     for line in 0..micro.prefetch_lines() {
-                        let at = code.offset(ahead, line * LINE);
+                        let at = code.offset(ahead, line * micro.b.line());
                         code.prefetch(b.0, at);
                     }
                 }
@@ -249,22 +253,31 @@ impl Tile<'_> {
 
     /// Runs the epilogue and stores the tile. Without an activation that happens in registers. With one, the raw tile is stored
     /// and finished row by row in L1: an activation needs 15 registers of its own, so the accumulators were spilled anyway,
-    /// and written out for a whole tile it is some 600 vector ops for LLVM to schedule.
+    /// and written out for a whole tile it is some 600 vector ops for LLVM to schedule. Where C is no f32 the raw tile is stored
+    /// on the stack: results are rounded once.
     fn finish(&mut self, c: (Mem, Val), sums: Vec<Val>, extras: &Extras) {
         let Micro { rows, vectors, epilogue, .. } = self.micro;
         let in_memory = epilogue.is_some_and(|it| it.activation.is_some());
+        let zero = self.code.index(0);
+        let (raw, stride) = match (in_memory, c.0.element) {
+            (true, Dtype::F16) => {
+                let stride = vectors * self.micro.lanes;
+                ((self.code.local(rows * stride), zero), stride)
+            }
+            _ => (c, self.micro.ldc),
+        };
         for (row, values) in sums.chunks(vectors).enumerate() {
             let row = self.code.index(row);
             let values = if in_memory { values.to_vec() } else { self.epilogue(row, values.to_vec(), extras) };
-            self.store_row(c, row, values);
+            self.store_row(raw, stride, row, values);
         }
         if in_memory {
-            let (zero, rows) = (self.code.index(0), self.code.index(rows));
+            let rows = self.code.index(rows);
             self.code.for_(zero, rows, 1, |code, row| {
                 let mut tile = Tile { micro: self.micro, masks: self.masks.clone(), code };
-                let values = (0..vectors).map(|vector| tile.load_at(c, row, vector)).collect();
+                let values = (0..vectors).map(|vector| tile.load_at(raw, stride, row, vector)).collect();
                 let values = tile.epilogue(row, values, extras);
-                tile.store_row(c, row, values);
+                tile.store_row(c, tile.micro.ldc, row, values);
             });
         }
     }
@@ -289,13 +302,13 @@ impl Tile<'_> {
         }
         if let Some(other) = extras.multiply {
             values = self.zip(values, |tile, vector, value| {
-                let other = tile.load_at(other, row, vector);
+                let other = tile.load_at(other, tile.micro.ldc, row, vector);
                 tile.code.vmul(value, other)
             });
         }
         if let Some(other) = extras.residual {
             values = self.zip(values, |tile, vector, value| {
-                let other = tile.load_at(other, row, vector);
+                let other = tile.load_at(other, tile.micro.ldc, row, vector);
                 tile.code.vadd(value, other)
             });
         }
@@ -306,21 +319,21 @@ impl Tile<'_> {
         values.into_iter().enumerate().map(|(vector, value)| each(self, vector, value)).collect()
     }
 
-    /// Where a vector of this row of the tile is, in a matrix of C's layout.
-    fn place(&mut self, at: Val, row: Val, vector: usize) -> Val {
-        let down = self.code.times(row, self.micro.ldc);
+    /// Where a vector of this row of the tile is, in a matrix whose rows are so many elements apart.
+    fn place(&mut self, at: Val, stride: usize, row: Val, vector: usize) -> Val {
+        let down = self.code.times(row, stride);
         let at = self.code.add(at, down);
         self.code.offset(at, vector * self.micro.lanes)
     }
 
-    fn load_at(&mut self, (mem, at): (Mem, Val), row: Val, vector: usize) -> Val {
-        let at = self.place(at, row, vector);
+    fn load_at(&mut self, (mem, at): (Mem, Val), stride: usize, row: Val, vector: usize) -> Val {
+        let at = self.place(at, stride, row, vector);
         self.code.load(mem, at, self.masks[vector])
     }
 
-    fn store_row(&mut self, (mem, at): (Mem, Val), row: Val, values: Vec<Val>) {
+    fn store_row(&mut self, (mem, at): (Mem, Val), stride: usize, row: Val, values: Vec<Val>) {
         for (vector, value) in values.into_iter().enumerate() {
-            let at = self.place(at, row, vector);
+            let at = self.place(at, stride, row, vector);
             self.code.store(value, mem, at, self.masks[vector]);
         }
     }

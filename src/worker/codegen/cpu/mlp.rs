@@ -6,7 +6,10 @@ use super::{
     matmul::{self, Product},
     micro::{ActivationOrd, Epilogue, MicroKernels},
 };
-use kernelforge::{manifest::spec::Activation, plan::schedule::MlpSchedule};
+use kernelforge::{
+    manifest::spec::{Activation, Dtype},
+    plan::schedule::MlpSchedule,
+};
 
 pub struct Mlp<'a> {
     pub rows: usize,
@@ -17,6 +20,8 @@ pub struct Mlp<'a> {
     pub bias: bool,
     pub residual: bool,
     pub schedule: &'a MlpSchedule,
+    /// How y is stored; hidden rows are f32.
+    pub result: Dtype,
 }
 
 pub struct Buffers {
@@ -58,12 +63,32 @@ impl Mlp<'_> {
         let second = Epilogue { bias: self.bias, multiply: true, ..Epilogue::default() };
         let down = Epilogue { bias: self.bias, residual: self.residual, ..Epilogue::default() };
         let hidden = self.hidden_stride();
-        let into_hidden =
-            |epilogue| Product { m, n: d_ff, k: d_model, lda: d_model, ldc: hidden, schedule: &schedule.up, epilogue };
+        let rows = self.row_block();
+        let into_hidden = |epilogue| Product {
+            m,
+            n: d_ff,
+            k: d_model,
+            lda: d_model,
+            ldc: hidden,
+            schedule: &schedule.up,
+            epilogue,
+            result: Dtype::F32,
+            rows,
+        };
         (
             self.gated.then(|| into_hidden(first)),
             into_hidden(if self.gated { second } else { first }),
-            Product { m, n: d_model, k: d_ff, lda: hidden, ldc: d_model, schedule: &schedule.down, epilogue: down },
+            Product {
+                m,
+                n: d_model,
+                k: d_ff,
+                lda: hidden,
+                ldc: d_model,
+                schedule: &schedule.down,
+                epilogue: down,
+                result: self.result,
+                rows,
+            },
         )
     }
 

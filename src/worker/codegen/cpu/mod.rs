@@ -7,6 +7,8 @@ mod attention;
 mod elementwise;
 mod emit;
 mod given;
+#[cfg(test)]
+mod half_tests;
 mod lower;
 mod math;
 mod matmul;

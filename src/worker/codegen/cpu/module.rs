@@ -12,7 +12,8 @@ use super::{
     norm::{self, Norm},
 };
 use kernelforge::{
-    host::CpuFacts,
+    host::{CpuFacts, Device},
+    manifest::spec::Dtype,
     plan::{
         Plan, constraint,
         kernel::{Arg, Entry, KERNEL_VERSION, Kernel, Packed},
@@ -36,9 +37,10 @@ pub fn generate(graph: &StageGraph, plan: &Plan, cpu: &CpuFacts) -> Result<(Stri
         packed: Vec::new(),
         packed_by: BTreeMap::new(),
     };
+    let device = Device::Cpu(cpu.clone());
     let mut stages = Vec::new();
     for stage in &graph.stages {
-        let schedule = constraint::resolve(stage, plan, cpu)
+        let schedule = constraint::resolve(graph, stage, plan, &device)
             .map_err(|it| Failure::new(FailureKind::IllegalPlan, it.to_string()).at_stage(&stage.name))?;
         stages.push(module.stage(stage, &schedule)?);
     }
@@ -100,7 +102,7 @@ impl EntryCode {
 
     /// The next argument as a flat buffer of `len` elements: a memref descriptor put together by hand, which the conversion of
     /// memref to LLVM takes apart again.
-    fn buffer(&mut self, arg: Arg, len: usize) -> Mem {
+    fn buffer(&mut self, arg: Arg, len: usize, element: Dtype) -> Mem {
         const TYPE: &str = "!llvm.struct<(ptr, ptr, i64, array<1 x i64>, array<1 x i64>)>";
         let pointer = self.pointer(arg);
         let code = &mut self.code;
@@ -113,9 +115,14 @@ impl EntryCode {
         for (value, place) in [(pointer, "0"), (pointer, "1"), (zero, "2"), (size, "3, 0"), (one, "4, 0")] {
             descriptor = code.op(format_args!("llvm.insertvalue {value}, {descriptor}[{place}] : {TYPE}"));
         }
-        let val =
-            code.op(format_args!("builtin.unrealized_conversion_cast {descriptor} : {TYPE} to memref<{len}xf32>"));
-        Mem { val, len }
+        let ty = format!("memref<{len}x{}>", element.name());
+        let val = code.op(format_args!("builtin.unrealized_conversion_cast {descriptor} : {TYPE} to {ty}"));
+        Mem { val, len, element }
+    }
+
+    /// The workspace, as f32.
+    fn workspace(&mut self, len: usize) -> Mem {
+        self.buffer(Arg::Workspace, len, Dtype::F32)
     }
 
     fn finish(self, symbol: String, units: usize, workspace: usize, text: &mut String) -> Entry {
@@ -143,7 +150,8 @@ impl Module<'_> {
             (&StageOp::Matmul { m, n, k, bias, activation, residual }, Schedule::Matmul(schedule)) => {
                 let epilogue =
                     Epilogue { bias, activation: activation.map(ActivationOrd), residual, ..Epilogue::default() };
-                let product = Product { m, n, k, lda: k, ldc: n, schedule, epilogue };
+                let result = self.graph.tensor(stage.output).dtype;
+                let product = Product { m, n, k, lda: k, ldc: n, schedule, epilogue, result, rows: m };
                 let mut entry = EntryCode::new(schedule.lanes);
                 let zero = entry.code.index(0);
                 let a = self.tensor(&mut entry, inputs.next());
@@ -152,7 +160,7 @@ impl Module<'_> {
                 let residual = residual.then(|| (self.tensor(&mut entry, inputs.next()), zero));
                 let c = self.tensor(&mut entry, stage.output);
                 let workspace = product.workspace();
-                let scratch = (workspace > 0).then(|| (entry.buffer(Arg::Workspace, workspace), zero));
+                let scratch = (workspace > 0).then(|| (entry.workspace(workspace), zero));
                 let buffers = matmul::Buffers {
                     a: (a, zero),
                     b,
@@ -167,7 +175,8 @@ impl Module<'_> {
                 Ok(entry.finish(symbol, product.units(), workspace * 4, &mut self.text))
             }
             (&StageOp::Mlp { rows, d_model, d_ff, activation, gated, bias, residual }, Schedule::Mlp(schedule)) => {
-                let mlp = Mlp { rows, d_model, d_ff, activation, gated, bias, residual, schedule };
+                let result = self.graph.tensor(stage.output).dtype;
+                let mlp = Mlp { rows, d_model, d_ff, activation, gated, bias, residual, schedule, result };
                 let mut entry = EntryCode::new(schedule.up.lanes);
                 let x = self.tensor(&mut entry, inputs.next());
                 let mut linear = |module: &mut Self, entry: &mut EntryCode, shape, schedule: &MatmulSchedule| {
@@ -179,7 +188,7 @@ impl Module<'_> {
                 let down = linear(self, &mut entry, (d_model, d_ff), &schedule.down);
                 let residual = residual.then(|| self.tensor(&mut entry, inputs.next()));
                 let y = self.tensor(&mut entry, stage.output);
-                let workspace = entry.buffer(Arg::Workspace, mlp.workspace());
+                let workspace = entry.workspace(mlp.workspace());
                 let buffers = mlp::Buffers { x, gate, up, down, residual, y, workspace };
                 let (begin, end) = (entry.begin, entry.end);
                 mlp.emit_units(&mut entry.code, &mut self.micros, &buffers, begin, end);
@@ -195,7 +204,7 @@ impl Module<'_> {
                 let mut next = || self.tensor(&mut entry, inputs.next());
                 let (q, k, v) = (next(), next(), next());
                 let o = self.tensor(&mut entry, stage.output);
-                let workspace = entry.buffer(Arg::Workspace, attention.workspace());
+                let workspace = entry.workspace(attention.workspace());
                 let buffers = attention::Buffers { q, k, v, o, workspace };
                 let (begin, end) = (entry.begin, entry.end);
                 attention.emit_units(&mut entry.code, &mut self.micros, &buffers, begin, end);
@@ -248,7 +257,8 @@ impl Module<'_> {
     }
 
     fn tensor(&self, entry: &mut EntryCode, id: TensorId) -> Mem {
-        entry.buffer(Arg::Tensor(id), self.graph.tensor(id).len())
+        let tensor = self.graph.tensor(id);
+        entry.buffer(Arg::Tensor(id), tensor.len(), tensor.dtype)
     }
 
     /// The right-hand side of a product: packed ahead where the schedule says so and the tensor is a weight.
@@ -262,20 +272,20 @@ impl Module<'_> {
         if schedule.pack_b == PackB::Never {
             return self.tensor(entry, id);
         }
-        let len = packed_len(n, k, schedule);
+        let (len, dtype) = (packed_len(n, k, schedule), self.graph.tensor(id).dtype);
         let index = *self.packed_by.entry((id, schedule.nr)).or_insert(self.packed.len());
         if index == self.packed.len() {
             let name = &self.graph.tensor(id).name;
             let symbol = format!("{}__pack_{}_{}", self.prefix, identifier(name), schedule.nr);
             let mut pack = EntryCode::new(schedule.lanes);
             let source = self.tensor(&mut pack, id);
-            let target = pack.buffer(Arg::Packed(index), len);
+            let target = pack.buffer(Arg::Packed(index), len, dtype);
             let (begin, end) = (pack.begin, pack.end);
             Product::emit_pack(&mut pack.code, (n, k), schedule, source, target, begin, end);
             let prepare = pack.finish(symbol, n.div_ceil(schedule.nr), 0, &mut self.text);
-            self.packed.push(Packed { weight: id, bytes: len * 4, prepare });
+            self.packed.push(Packed { weight: id, bytes: len * dtype.bytes(), prepare });
         }
-        entry.buffer(Arg::Packed(index), len)
+        entry.buffer(Arg::Packed(index), len, dtype)
     }
 
     /// The block entry: every stage in turn on the calling thread. Its workspace holds the values, then what one stage needs.

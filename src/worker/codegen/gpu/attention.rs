@@ -5,7 +5,9 @@ use kernelforge::{
     host::gpu::GpuFeature,
     manifest::spec::Dtype,
     plan::{
-        gpu::attention::{AttentionShape, CooperativeAttention, FRAGMENT, GpuAttention, HostSoftmax, Online, SCORE_DEPTH},
+        gpu::attention::{
+            AttentionShape, CooperativeAttention, FRAGMENT, GpuAttention, HostSoftmax, Online, SCORE_DEPTH,
+        },
         program::{Access, Buffer, Step},
     },
     protocol::Failure,

@@ -13,7 +13,13 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("attention-scores.wgsl", include_str!("../../../../shaders/attention-scores.wgsl")),
     ("attention-weighted.wgsl", include_str!("../../../../shaders/attention-weighted.wgsl")),
     ("elementwise.wgsl", include_str!("../../../../shaders/elementwise.wgsl")),
+    ("epilogue.wgsl", include_str!("../../../../shaders/epilogue.wgsl")),
     ("math.wgsl", include_str!("../../../../shaders/math.wgsl")),
+    ("matmul-cooperative.wgsl", include_str!("../../../../shaders/matmul-cooperative.wgsl")),
+    ("matmul-gemv.wgsl", include_str!("../../../../shaders/matmul-gemv.wgsl")),
+    ("matmul-order.wgsl", include_str!("../../../../shaders/matmul-order.wgsl")),
+    ("matmul-sum.wgsl", include_str!("../../../../shaders/matmul-sum.wgsl")),
+    ("matmul-tiled.wgsl", include_str!("../../../../shaders/matmul-tiled.wgsl")),
     ("norm.wgsl", include_str!("../../../../shaders/norm.wgsl")),
     ("rope.wgsl", include_str!("../../../../shaders/rope.wgsl")),
 ];

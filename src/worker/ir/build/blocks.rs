@@ -133,8 +133,10 @@ impl<'c: 'a, 'a> Builder<'c, 'a, '_> {
     ) -> Result<(Value<'c, 'a>, Value<'c, 'a>), Failure> {
         const FIELD: &str = "rope-theta";
         let table = [rows.seq, spec.head_dim / 2];
-        let cos = self.weight("rope.cos", &table, FIELD)?;
-        let sin = self.weight("rope.sin", &table, FIELD)?;
+        // f32 in blocks of f16 too: rounded to f16 they would turn the last of 8192 positions by another angle, and every token
+        // reads head_dim numbers of them where it reads heads * head_dim of its own.
+        let cos = self.table("rope.cos", &table, FIELD)?;
+        let sin = self.table("rope.sin", &table, FIELD)?;
         let mut rotate = |name: &str, x: Value<'c, 'a>, heads: usize| {
             let attributes = [
                 ("batch", self.size(rows.batch)),

@@ -1,10 +1,12 @@
 //! V1: inputs for which floating point is exact, compared without a tolerance. Small integers make every sum of a product
 //! exact in any order; equal logits make uniform attention weights, one logit far ahead makes one-hot weights; rows of one
-//! value have no deviation. Where an inexact function follows an exact sum, its own error alone is allowed.
+//! value have no deviation. Where an inexact function follows an exact sum, its own error alone is allowed; where the result's
+//! type cannot hold it, it must be the nearest number that it can.
 
 use super::Judged;
 use crate::verify::{candidate::Candidate, coverage, inputs::Source, reference::Detail};
 use kernelforge::{
+    manifest::spec::Dtype,
     plan::stage::{Factor, Role, Stage, StageOp},
     protocol::{Gate, GateResult},
 };
@@ -14,7 +16,7 @@ struct Case {
     name: &'static str,
     fill: fn(&mut dyn Candidate, &Stage, &mut Source),
     /// `None`: this stage has no such case.
-    rows: fn(&StageOp, Vec<usize>) -> Option<Vec<usize>>,
+    rows: fn(&StageOp, Dtype, Vec<usize>) -> Option<Vec<usize>>,
 }
 
 const CASES: [Case; 6] = [
@@ -44,11 +46,12 @@ pub fn fill_all_weights(candidate: &mut dyn Candidate, seed: u64) {
 pub fn check_stage(candidate: &mut dyn Candidate, index: usize, seed: u64, only: Option<&str>) -> Vec<GateResult> {
     let stages = candidate.graph().stages.len();
     let stage = &candidate.graph().stages[index].clone();
+    let dtype = candidate.graph().tensor(stage.output).dtype;
     let mut results = Vec::new();
     for (lane, case) in CASES.iter().enumerate().filter(|it| only.is_none_or(|only| only == it.1.name)) {
         let lane = (lane * stages + index) as u64;
         let rows = coverage::rows(&stage.op, coverage::LIGHT, seed.wrapping_add(lane));
-        let Some(rows) = (case.rows)(&stage.op, rows) else { continue };
+        let Some(rows) = (case.rows)(&stage.op, dtype, rows) else { continue };
         (case.fill)(candidate, stage, &mut Source::new(seed, 0xca5e_0000 + lane));
         candidate.stage(index);
         let judged = Judged { gate: Gate::V1Exactness, stage, case: case.name, detail: Detail::ExactSums, seed };
@@ -67,11 +70,14 @@ struct Whole {
 }
 
 impl Whole {
-    fn new(depth: usize) -> Self {
-        // 12 bits: one more than half precision has.
-        let wide = ((1usize << 23) / depth).clamp(1, 4095) as u32;
+    fn new(depth: usize, dtype: Dtype) -> Self {
+        // 12 bits: one more than half precision has. What is stored in half precision has 11, and its results have more.
+        let bits = if dtype == Dtype::F32 { 12 } else { 11 };
+        let wide = ((1usize << 23) / depth).clamp(1, (1 << bits) - 1) as u32;
         let deviation = f64::from(wide) * (depth as f64 * 2.0 / 9.0).sqrt();
-        Self { wide, quantum: (2.0 / deviation).log2().floor().exp2() as f32 }
+        let quantum = (2.0 / deviation).log2().floor().exp2() as f32;
+        // No operand is below the normal range, where it might be taken for zero.
+        Self { wide, quantum: quantum.max(dtype.min_positive()) }
     }
 
     fn left(self, term: usize, source: &mut Source) -> f32 {
@@ -103,9 +109,10 @@ fn fill_weights(candidate: &mut dyn Candidate, stage: &Stage, source: &mut Sourc
         if tensor.role != Role::Weight {
             continue;
         }
+        let dtype = tensor.dtype;
         let (columns, matrix) = (tensor.shape.last().copied().unwrap_or(1), tensor.shape.len() == 2);
         let data = candidate.tensor_mut(id);
-        match (depth.map(Whole::new), &stage.op) {
+        match (depth.map(|it| Whole::new(it, dtype)), &stage.op) {
             (Some(_), StageOp::Mlp { .. }) if Some(id) == last_matrix => select(data, columns, source),
             (Some(whole), _) if matrix => {
                 let rows = data.chunks_exact_mut(columns).enumerate();
@@ -140,16 +147,19 @@ fn fill_input(candidate: &mut dyn Candidate, stage: &Stage, position: usize, mut
 }
 
 fn fill_integers(candidate: &mut dyn Candidate, stage: &Stage, source: &mut Source) {
+    let dtype = candidate.graph().tensor(stage.output).dtype;
     let (StageOp::Matmul { k: depth, .. } | StageOp::Mlp { d_model: depth, .. }) = stage.op else {
-        (0..stage.inputs.len()).for_each(|it| fill_input(candidate, stage, it, |_| source.integer(1000)));
+        // A product of two must stay below 65504.
+        let limit = if dtype == Dtype::F16 && matches!(stage.op, StageOp::Mul { .. }) { 200 } else { 1000 };
+        (0..stage.inputs.len()).for_each(|it| fill_input(candidate, stage, it, |_| source.integer(limit)));
         return;
     };
-    let whole = Whole::new(depth);
+    let whole = Whole::new(depth, dtype);
     fill_input(candidate, stage, 0, |index| whole.left(index % depth, source));
     (1..stage.inputs.len()).for_each(|it| fill_input(candidate, stage, it, |_| whole.addend(source)));
 }
 
-fn integer_rows(op: &StageOp, rows: Vec<usize>) -> Option<Vec<usize>> {
+fn integer_rows(op: &StageOp, _: Dtype, rows: Vec<usize>) -> Option<Vec<usize>> {
     let exact = match op {
         StageOp::Matmul { .. } | StageOp::Mlp { .. } => true,
         StageOp::Rope { .. } | StageOp::Add { .. } | StageOp::Mul { .. } | StageOp::Activation { .. } => true,
@@ -178,7 +188,7 @@ fn fill_sunk(candidate: &mut dyn Candidate, stage: &Stage, source: &mut Source) 
 }
 
 /// Rows that see a power of two of keys: their mean of whole numbers is exact.
-fn uniform_rows(op: &StageOp, rows: Vec<usize>) -> Option<Vec<usize>> {
+fn uniform_rows(op: &StageOp, _: Dtype, rows: Vec<usize>) -> Option<Vec<usize>> {
     let StageOp::Attention { batch, seq, causal, .. } = *op else { return None };
     let exact: Vec<usize> = match causal {
         true => (0..batch * seq).filter(|row| (row % seq + 1).is_power_of_two()).collect(),
@@ -191,11 +201,14 @@ fn uniform_rows(op: &StageOp, rows: Vec<usize>) -> Option<Vec<usize>> {
 /// How far ahead one logit must be for the others' weights to vanish in f32 (exp(-104) is below its smallest number).
 const AHEAD: f64 = 110.0;
 
+/// Columns of a head from which on random patterns of signs differ.
+const PATTERNS: usize = 32;
+
 /// Every query looks at one key that it sees. Keys are sign patterns, or points of a parabola where heads are too narrow for
 /// patterns that all differ; the query is its key's pattern times the power of two that puts it `AHEAD`.
 fn fill_one_hot(candidate: &mut dyn Candidate, stage: &Stage, source: &mut Source) {
     let StageOp::Attention { batch, seq, heads, kv_heads, head_dim, causal, scale } = stage.op else { return };
-    let patterns = head_dim >= 32;
+    let patterns = head_dim >= PATTERNS;
     let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
     let mut keys = vec![0f32; batch * seq * kv_width];
     for (index, it) in keys.iter_mut().enumerate() {
@@ -233,9 +246,13 @@ fn fill_one_hot(candidate: &mut dyn Candidate, stage: &Stage, source: &mut Sourc
     fill_input(candidate, stage, 2, |_| source.sign() * (1.0 + source.below(1000) as f32));
 }
 
-fn one_hot_rows(op: &StageOp, rows: Vec<usize>) -> Option<Vec<usize>> {
+fn one_hot_rows(op: &StageOp, dtype: Dtype, rows: Vec<usize>) -> Option<Vec<usize>> {
+    let StageOp::Attention { head_dim, seq, .. } = *op else { return None };
+    // Half precision has no room for a longer parabola: queries are twice a key's number times up to 2^10, which puts narrow
+    // heads `AHEAD`, and that must stay below 65504.
+    let fits = head_dim >= PATTERNS || dtype == Dtype::F32 || seq <= 32;
     // A parabola's coordinates need two columns.
-    matches!(*op, StageOp::Attention { head_dim, .. } if head_dim >= 2).then_some(rows)
+    (head_dim >= 2 && fits).then_some(rows)
 }
 
 /// Each row one value, 0 or a power of two: the mean is that value, the deviation 0, the result the bias.
@@ -249,7 +266,7 @@ fn fill_constant(candidate: &mut dyn Candidate, stage: &Stage, source: &mut Sour
     fill_input(candidate, stage, 0, |index| rows[index / width]);
 }
 
-fn constant_rows(op: &StageOp, rows: Vec<usize>) -> Option<Vec<usize>> {
+fn constant_rows(op: &StageOp, _: Dtype, rows: Vec<usize>) -> Option<Vec<usize>> {
     matches!(op, StageOp::LayerNorm { .. } | StageOp::RmsNorm { .. }).then_some(rows)
 }
 
@@ -259,7 +276,7 @@ fn fill_powers(candidate: &mut dyn Candidate, stage: &Stage, source: &mut Source
 }
 
 /// Only where the factor itself is a number of f32.
-fn power_rows(op: &StageOp, rows: Vec<usize>) -> Option<Vec<usize>> {
+fn power_rows(op: &StageOp, _: Dtype, rows: Vec<usize>) -> Option<Vec<usize>> {
     let StageOp::Scale { factor, .. } = *op else { return None };
     let exact = match factor {
         Factor::Value(value) => f64::from(value as f32) == value,

@@ -10,9 +10,9 @@ use kernelforge::protocol::{Gate, GateResult, StageBenchmark};
 /// changes between two of them.
 const MARGIN: f64 = 1.25;
 
-/// Bytes that the ports of a core move for each operation of its peak: two vector loads and one store in the cycle of two
+/// Bytes that the ports of a CPU's core move for each operation of its peak: two vector loads and one store in the cycle of two
 /// fused multiply-adds, which are four operations for each lane of 4 bytes.
-const BYTES_PER_OPERATION: f64 = 3.0;
+pub const BYTES_PER_OPERATION: f64 = 3.0;
 
 /// The results of timed runs, compared with those of untimed ones on the same inputs.
 #[derive(Debug, Default)]
@@ -33,9 +33,10 @@ impl Timed {
 
 /// Whether the median time of a stage (or, without one, of the block) is possible. `peak`: the most operations in a nanosecond
 /// that any sample of the machine's peak showed, on the same threads and in the same rounds.
-pub fn plausible(benchmark: &StageBenchmark, stage: Option<&str>, peak: f64) -> GateResult {
-    let operations = (benchmark.flops as f64).max(benchmark.bytes as f64 / BYTES_PER_OPERATION);
-    let floor = operations / (MARGIN * peak);
+///
+/// `bytes_peak`: the most bytes in a nanosecond that the nearest memory delivers.
+pub fn plausible(benchmark: &StageBenchmark, stage: Option<&str>, peak: f64, bytes_peak: f64) -> GateResult {
+    let floor = (benchmark.flops as f64 / peak).max(benchmark.bytes as f64 / bytes_peak) / MARGIN;
     let measured = benchmark.timing.median_ns;
     let mut tally = Tally::default();
     tally.expect(measured >= floor, || {
@@ -56,7 +57,7 @@ mod tests {
     fn status(median_ns: f64, flops: u64, bytes: u64) -> GateStatus {
         let timing = Timing { samples: 9, median_ns, min_ns: median_ns, q1_ns: median_ns, q3_ns: median_ns };
         let benchmark = StageBenchmark { name: "mlp".to_owned(), op: "mlp".to_owned(), timing, flops, bytes };
-        plausible(&benchmark, Some("mlp"), 100.0).status
+        plausible(&benchmark, Some("mlp"), 100.0, 100.0 * BYTES_PER_OPERATION).status
     }
 
     #[test]

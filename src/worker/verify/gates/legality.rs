@@ -1,15 +1,15 @@
 //! V0: the plan is one that the operation's shape and the device's limits allow. An illegal plan never runs.
 
 use kernelforge::{
-    host::CpuFacts,
+    host::Device,
     plan::{Plan, constraint, stage::StageGraph},
     protocol::{Gate, GateResult, GateStatus},
 };
 
 /// One result for each stage, and one for each name in the plan that is no stage.
-pub fn check(graph: &StageGraph, plan: &Plan, cpu: &CpuFacts) -> Vec<GateResult> {
+pub fn check(graph: &StageGraph, plan: &Plan, device: &Device) -> Vec<GateResult> {
     let stages = graph.stages.iter().map(|stage| {
-        let violation = constraint::resolve(stage, plan, cpu).err().map(|it| it.to_string());
+        let violation = constraint::resolve(graph, stage, plan, device).err().map(|it| it.to_string());
         result(&stage.name, violation)
     });
     let unknown = plan.stages.keys().filter(|name| graph.stage(name).is_none());

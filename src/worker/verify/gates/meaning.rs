@@ -5,7 +5,7 @@ use crate::verify::{
     candidate::Tensors,
     coverage, inputs,
     oracle::{self, Named},
-    reference::{self, Detail, Operand},
+    reference::{self, Operand},
     tally::Tally,
 };
 use kernelforge::{
@@ -136,7 +136,7 @@ fn evaluate_stages(tensors: &dyn Tensors, output: TensorId, wanted: &[usize]) ->
             None => Operand::F32(tensors.tensor(*id)),
         };
         let operands: Vec<Operand> = stage.inputs.iter().map(operand).collect();
-        let result = reference::evaluate(&stage.op, &operands, &rows, Detail::Value).value;
+        let result = reference::value(&stage.op, &operands, &rows);
         let (all, width) = coverage::output_shape(&stage.op);
         let mut data = vec![f64::NAN; all * width];
         for (row, result) in rows.iter().zip(result.rows()) {

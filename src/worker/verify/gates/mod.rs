@@ -15,7 +15,8 @@ pub mod shapes;
 pub mod split;
 
 use super::{
-    candidate::Candidate,
+    bounds::Precision,
+    candidate::{Candidate, precision},
     columns, coverage,
     projection::{Linear, Sums},
     reference::{self, Detail, Operand, Reference},
@@ -50,8 +51,9 @@ impl Judged<'_> {
         let inputs: Vec<&[f32]> = stage.inputs.iter().map(|&id| candidate.tensor(id)).collect();
         let output = candidate.tensor(stage.output);
         let operands: Vec<Operand> = inputs.iter().map(|it| Operand::F32(it)).collect();
-        let reference = reference::evaluate(&stage.op, &operands, rows, detail);
-        let mut tally = Tally::default();
+        let precision = precision(candidate, stage);
+        let reference = reference::evaluate(&stage.op, &operands, rows, detail, precision);
+        let mut tally = Tally::of(precision.storage);
         tally.compare_rows(output, rows, &reference.value, &reference.bound);
         let (all, width) = coverage::output_shape(&stage.op);
         if rows.len() == all {
@@ -59,14 +61,16 @@ impl Judged<'_> {
         }
         let sampled = tally.result(gate, Some(&stage.name), format!("{case}, {} of {all} rows", rows.len()));
         let mut results = vec![sampled];
-        let mut tally = Tally::default();
-        if let Some(linear) = linear(stage, &inputs, output) {
+        if let Some(linear) = linear(stage, &inputs, output, precision) {
+            // Sums of many results, which no tensor stores: their range is not the type's.
+            let mut tally = Tally::default();
             linear.check(if detail == Detail::Bound { Sums::Rounded } else { Sums::Exact }, self.seed, &mut tally);
             results.push(tally.result(gate, Some(&stage.name), format!("{case}, all rows by projection")));
         } else if let Some(narrow) = columns::narrow(&stage.op, &inputs, self.seed) {
             let operands: Vec<Operand> = narrow.inputs.iter().map(|it| Operand::F32(it)).collect();
             let rows: Vec<usize> = (0..all).collect();
-            let narrowed = reference::evaluate(&narrow.op, &operands, &rows, detail);
+            let narrowed = reference::evaluate(&narrow.op, &operands, &rows, detail, precision);
+            let mut tally = Tally::of(precision.storage);
             for row in rows {
                 for &(column, at) in &narrow.columns {
                     let value = output.get(row * width + column).copied().unwrap_or(f32::NAN);
@@ -82,10 +86,10 @@ impl Judged<'_> {
 }
 
 /// The stage as a linear one, where it is.
-fn linear<'a>(stage: &Stage, inputs: &[&'a [f32]], output: &'a [f32]) -> Option<Linear<'a>> {
+fn linear<'a>(stage: &Stage, inputs: &[&'a [f32]], output: &'a [f32], precision: Precision) -> Option<Linear<'a>> {
     let StageOp::Matmul { m, n, k, bias, activation: None, residual } = stage.op else { return None };
     let (bias, residual) = (bias.then(|| inputs[2]), residual.then(|| inputs[inputs.len() - 1]));
-    Some(Linear { m, n, k, a: inputs[0], w: inputs[1], bias, residual, output })
+    Some(Linear { m, n, k, a: inputs[0], w: inputs[1], bias, residual, output, precision })
 }
 
 #[cfg(test)]

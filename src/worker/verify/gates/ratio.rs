@@ -1,10 +1,10 @@
 //! V3: no less accurate than plain code. A worst-case bound has room that rounding errors, being of either sign, hardly ever
 //! use; a lost low-order term can hide there. So the errors of many elements together are held against those that plain f32
-//! code makes on the same inputs.
+//! code makes on the same inputs, stored as the candidate's are.
 
 use crate::verify::{
-    bounds::{ETA, U},
-    candidate::Candidate,
+    bounds::{ETA, Precision},
+    candidate::{Candidate, precision},
     coverage,
     emulation::emulate,
     inputs::{self, Regime},
@@ -12,6 +12,7 @@ use crate::verify::{
     tally::Tally,
 };
 use kernelforge::{
+    manifest::spec::Dtype,
     plan::stage::{Stage, StageOp},
     protocol::{Gate, GateResult},
 };
@@ -65,7 +66,10 @@ impl Errors {
         // From the first to the last: later rows of causal attention see more keys.
         let chosen: Vec<usize> =
             (0..affordable).map(|it| it * (count - 1) / affordable.saturating_sub(1).max(1)).collect();
-        let plain = emulate(&stage.op, &inputs, &chosen.iter().map(|&it| rows[it]).collect::<Vec<_>>());
+        let precision = precision(candidate, stage);
+        let Precision { arithmetic, storage } = precision;
+        let chosen_rows: Vec<usize> = chosen.iter().map(|&it| rows[it]).collect();
+        let plain = emulate(&stage.op, &inputs, &chosen_rows, precision);
         let (width, output) = (coverage::output_shape(&stage.op).1, candidate.tensor(stage.output));
         self.columns.resize(width, 0.0);
         let places = chosen.iter().flat_map(|&row| (0..width).map(move |column| (row, column)));
@@ -81,7 +85,10 @@ impl Errors {
             if !bound.is_finite() || !exact.is_finite() || !plain.is_finite() {
                 continue;
             }
-            let rounding = 0.5 * U * exact.abs() + ETA;
+            let rounding = match storage {
+                Dtype::F32 => 0.5 * arithmetic.unit * exact.abs() + ETA,
+                Dtype::F16 => 0.5 * arithmetic.stored(storage, 0.0, exact),
+            };
             self.elements += 1;
             self.candidate += candidate * candidate;
             self.plain += plain * plain;
@@ -143,7 +150,8 @@ impl Errors {
             candidate.stage(index);
             let rows = coverage::rows(&stage.op, BUDGET, seed);
             let inputs: Vec<Operand> = stage.inputs.iter().map(|&id| Operand::F32(candidate.tensor(id))).collect();
-            let reference = reference::evaluate(&stage.op, &inputs, &rows, Detail::Bound);
+            let precision = precision(candidate, &stage);
+            let reference = reference::evaluate(&stage.op, &inputs, &rows, Detail::Bound, precision);
             self.add(candidate, &stage, &rows, &reference);
         }
         let enough = self.results.len() >= DIFFERENT && self.independent() >= INDEPENDENT;

@@ -4,25 +4,27 @@
 //! rounding bound in memory between protected pages.
 
 use super::Judged;
-use crate::{
-    codegen::{self, cpu::compile},
-    device::{cpu::LoadedKernel, guard::Edge},
-    verify::{
-        candidate::{Call, Candidate, Compiled, Tensors},
-        inputs,
-        reference::Detail,
-        tally::Tally,
-    },
+use crate::verify::{
+    Maker,
+    candidate::{Call, Candidate},
+    inputs,
+    reference::Detail,
+    tally::Tally,
 };
 use kernelforge::{
-    host::CpuFacts,
+    host::Device,
     manifest::spec::Dtype,
     plan::{
         Plan, constraint,
+        gpu::{
+            attention::GpuAttention,
+            matmul::{GpuMatmul, GpuMlp},
+            rows::{GpuElementwise, GpuNorm},
+        },
         schedule::{AttentionSchedule, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, Schedule},
         stage::{Role, Stage, StageGraph, StageOp, Tensor, TensorId},
     },
-    protocol::{Failure, Gate, GateResult},
+    protocol::{Failure, FailureKind, Gate, GateResult},
 };
 
 /// One stage of the block, and the variant of it that stands for it.
@@ -36,29 +38,23 @@ struct Variant<'a> {
 ///
 /// # Errors
 /// `OutOfMemory`, `Internal`. A schedule that cannot be generated for a shape is a result that failed.
-pub fn check(graph: &StageGraph, plan: &Plan, cpu: &CpuFacts, seed: u64) -> Result<Vec<GateResult>, Failure> {
-    check_compiled(graph, plan, cpu, seed, compile)
-}
-
-fn check_compiled(
-    graph: &StageGraph,
-    plan: &Plan,
-    cpu: &CpuFacts,
-    seed: u64,
-    compile: impl FnOnce(&StageGraph, &Plan, &CpuFacts) -> Result<codegen::Compiled, Failure>,
-) -> Result<Vec<GateResult>, Failure> {
-    let (variants, shaped, shaped_plan) = variants(graph, plan, cpu);
-    let compiled = match compile(&shaped, &shaped_plan, cpu) {
-        Ok(compiled) => compiled,
-        Err(failure) => {
+pub fn check(graph: &StageGraph, plan: &Plan, maker: &dyn Maker, seed: u64) -> Result<Vec<GateResult>, Failure> {
+    let (variants, shaped, shaped_plan) = variants(graph, plan, maker.device());
+    let mut results = Vec::new();
+    let made = maker.make(&shaped, &shaped_plan, &mut |candidate| results = judge(candidate, &variants, seed));
+    match made {
+        Ok(()) => Ok(results),
+        Err(failure) if matches!(failure.kind, FailureKind::IllegalPlan | FailureKind::Codegen) => {
             let mut tally = Tally::default();
             tally.expect(false, || format!("the plan cannot be generated for other shapes: {}", failure.message));
-            return Ok(vec![tally.result(Gate::V5Shapes, failure.stage.as_deref(), "other shapes")]);
+            Ok(vec![tally.result(Gate::V5Shapes, failure.stage.as_deref(), "other shapes")])
         }
-    };
-    let loaded = LoadedKernel::load(&compiled.object, compiled.kernel)?;
-    let mut candidate = Compiled::new(&loaded, 1, Some(Edge::End))?;
-    inputs::fill(&mut candidate, 0.0, seed);
+        Err(failure) => Err(failure),
+    }
+}
+
+fn judge(candidate: &mut dyn Candidate, variants: &[Variant<'_>], seed: u64) -> Vec<GateResult> {
+    inputs::fill(candidate, 0.0, seed);
     candidate.prepare();
     candidate.poison(f32::NAN);
     let mut results = Vec::new();
@@ -67,7 +63,7 @@ fn check_compiled(
         let stage = &candidate.graph().stages[index];
         let rows: Vec<usize> = (0..crate::verify::coverage::output_shape(&stage.op).0).collect();
         let judged = Judged { gate: Gate::V5Shapes, stage, case, detail: Detail::Bound, seed };
-        let judged = judged.judge(&candidate, &rows);
+        let judged = judged.judge(candidate, &rows);
         results.extend(judged.into_iter().map(|it| GateResult { stage: Some(of.name.clone()), ..it }));
     }
     for left in candidate.escapes() {
@@ -79,24 +75,30 @@ fn check_compiled(
         tally.expect(false, || format!("the kernel {} {}", left.escape.text(), left.buffer));
         results.push(tally.result(Gate::V5Shapes, stage, case));
     }
-    Ok(results)
+    results
 }
 
 /// One graph of independent stages, with the plan's schedules.
-fn variants<'a>(graph: &'a StageGraph, plan: &Plan, cpu: &CpuFacts) -> (Vec<Variant<'a>>, StageGraph, Plan) {
+fn variants<'a>(graph: &'a StageGraph, plan: &Plan, device: &Device) -> (Vec<Variant<'a>>, StageGraph, Plan) {
     let mut variants = Vec::new();
     let mut shaped = StageGraph { block: "shapes".to_owned(), tensors: Vec::new(), stages: Vec::new() };
     let mut shaped_plan = Plan { stages: Default::default(), ..plan.clone() };
     let mut seen: Vec<(StageOp, Schedule)> = Vec::new();
     for of in &graph.stages {
-        let Ok(schedule) = constraint::resolve(of, plan, cpu) else { continue };
-        for (op, case) in shapes(&of.op, &schedule) {
+        let Ok(schedule) = constraint::resolve(graph, of, plan, device) else { continue };
+        let dtype = graph.tensor(of.output).dtype;
+        // A schedule with parts of K, say, is for no product that is shorter than its parts.
+        let legal = |op: &StageOp| {
+            let stage = Stage { op: op.clone(), ..of.clone() };
+            constraint::check(&stage, dtype, &schedule, device).is_ok()
+        };
+        for (op, case) in shapes(&of.op, &schedule).into_iter().filter(|it| legal(&it.0)) {
             if seen.contains(&(op.clone(), schedule.clone())) {
                 continue;
             }
             seen.push((op.clone(), schedule.clone()));
             let name = format!("shape{}", variants.len());
-            push(&mut shaped, &name, op);
+            push(&mut shaped, &name, op, graph.tensor(of.output).dtype);
             shaped_plan.stages.insert(name, schedule.clone());
             variants.push(Variant { of, case });
         }
@@ -139,6 +141,64 @@ fn shapes(op: &StageOp, schedule: &Schedule) -> Vec<(StageOp, String)> {
         (op, Schedule::Elementwise(ElementwiseSchedule { lanes, unroll })) => {
             rows_by_width(&op, [(1, lanes * unroll + 1), (3, (lanes - 1).max(1)), (2, 1)])
         }
+        (op, schedule) => on_gpu(&op, schedule),
+    }
+}
+
+/// As [`shapes`], around the tiles of a GPU's schedule. Loads of several elements need sizes that they divide.
+fn on_gpu(op: &StageOp, schedule: &Schedule) -> Vec<(StageOp, String)> {
+    /// Rows and columns of a tile, its depth, elements of a load.
+    fn tile(it: &GpuMatmul) -> [usize; 4] {
+        match it {
+            GpuMatmul::Tiled(it) => [it.tile_m, it.tile_n, it.tile_k, it.vector],
+            GpuMatmul::Cooperative(it) => [it.tile_m, it.tile_n, it.tile_k, it.vector],
+            // At most eight rows, whatever the tile.
+            GpuMatmul::Gemv(it) => [2, it.threads / it.slices * it.vector, it.slices * it.unroll, it.vector],
+        }
+    }
+    match (op.clone(), schedule) {
+        (StageOp::Matmul { bias, activation, residual, .. }, Schedule::GpuMatmul(it)) => {
+            let ([rows, columns, depth, vector], parts) = (tile(it), it.split_k());
+            let depth = (parts * depth).next_multiple_of(vector);
+            [(1, columns + vector, depth + vector), (rows + 1, (columns - 1) / vector * vector, depth + 3 * vector)]
+                .map(|(m, n, k)| (m, n.max(vector), k))
+                .map(|(m, n, k)| (StageOp::Matmul { m, n, k, bias, activation, residual }, format!("{m}x{n}x{k}")))
+                .to_vec()
+        }
+        (StageOp::Mlp { activation, gated, bias, residual, .. }, Schedule::GpuMlp(GpuMlp { up, down, .. })) => {
+            let ([rows, up_columns, up_depth, up_vector], [_, columns, depth, vector]) = (tile(up), tile(down));
+            let vector = up_vector.max(vector);
+            let d_model = (columns.max(up.split_k() * up_depth)).next_multiple_of(vector) + vector;
+            let d_ff = (up_columns.max(down.split_k() * depth)).next_multiple_of(vector) + vector;
+            [1, rows + 1]
+                .map(|rows| {
+                    let op = StageOp::Mlp { rows, d_model, d_ff, activation, gated, bias, residual };
+                    (op, format!("{rows}x{d_model}x{d_ff}"))
+                })
+                .to_vec()
+        }
+        (StageOp::Attention { heads, kv_heads, causal, scale, .. }, Schedule::GpuAttention(it)) => {
+            let (rows, keys, head_dim) = match it {
+                GpuAttention::Online(it) => (it.tile_q, it.tile_k, 3 * it.vector),
+                GpuAttention::Cooperative(it) => (it.tile_q, it.tile_k, 16),
+                GpuAttention::HostSoftmax(it) => (it.tile_q, it.tile_k, 5),
+            };
+            let (heads, kv_heads) = if heads == kv_heads { (2, 2) } else { (4, 2) };
+            [(2, 1), (2, keys + 1), (1, (rows - 1).max(2))]
+                .map(|(batch, seq)| {
+                    let op = StageOp::Attention { batch, seq, heads, kv_heads, head_dim, causal, scale };
+                    (op, format!("{batch} of {seq} keys, {heads} heads of {head_dim}"))
+                })
+                .to_vec()
+        }
+        (op, Schedule::GpuNorm(GpuNorm { width, rows, vector, .. })) => {
+            let row = width * vector;
+            rows_by_width(&op, [(1, row + vector), (rows + 1, (row - vector).max(*vector)), (2, *vector)])
+        }
+        (op, Schedule::GpuElementwise(GpuElementwise { threads, vector, unroll })) => {
+            let group = threads * vector * unroll;
+            rows_by_width(&op, [(1, group + vector), (3, (group - vector).max(*vector)), (2, *vector)])
+        }
         _ => Vec::new(),
     }
 }
@@ -164,10 +224,13 @@ fn rows_by_width(op: &StageOp, shapes: [(usize, usize); 3]) -> Vec<(StageOp, Str
 }
 
 /// Appends a stage with tensors of its own.
-fn push(graph: &mut StageGraph, stage: &str, op: StageOp) {
+fn push(graph: &mut StageGraph, stage: &str, op: StageOp, dtype: Dtype) {
+    let rope = matches!(op, StageOp::Rope { .. });
     let mut tensor = |name: &str, shape: &[usize], role| {
         let name = format!("{stage}.{name}");
-        graph.tensors.push(Tensor { name, shape: shape.to_vec(), dtype: Dtype::F32, role });
+        // Rotary tables are f32 in every block.
+        let dtype = if rope && role == Role::Weight { Dtype::F32 } else { dtype };
+        graph.tensors.push(Tensor { name, shape: shape.to_vec(), dtype, role });
         TensorId(graph.tensors.len() - 1)
     };
     let (input, weight) = (Role::Input, Role::Weight);
@@ -217,13 +280,35 @@ fn push(graph: &mut StageGraph, stage: &str, op: StageOp) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verify::samples;
+    use crate::{
+        codegen::{self, cpu::compile},
+        verify::{Cpu, samples},
+    };
     use kernelforge::{
+        host::CpuFacts,
         plan::{PLAN_VERSION, Provenance},
         protocol::{FailureKind, GateStatus},
     };
 
-    fn plain() -> (StageGraph, Plan, CpuFacts) {
+    /// Has its code written by `compile`.
+    struct Sabotaged<F>(Device, F);
+
+    impl<F: Fn(&StageGraph, &Plan, &CpuFacts) -> Result<codegen::Compiled, Failure>> Maker for Sabotaged<F> {
+        fn device(&self) -> &Device {
+            &self.0
+        }
+
+        fn make(
+            &self,
+            graph: &StageGraph,
+            plan: &Plan,
+            act: &mut dyn FnMut(&mut dyn Candidate),
+        ) -> Result<(), Failure> {
+            Cpu::run(self.1(graph, plan, &CpuFacts::detect())?, act)
+        }
+    }
+
+    fn plain() -> (StageGraph, Plan, Device) {
         let mut graph = samples::graph(&samples::gpt());
         // Without a pass every stage has its plain schedule, and a plan schedules nothing.
         graph.stages.iter_mut().for_each(|it| it.scheduled = false);
@@ -233,14 +318,15 @@ mod tests {
             target: "cpu".to_owned(),
             provenance: Provenance { strategy: "test".to_owned(), trials: 0 },
             stages: Default::default(),
+            shaders: Default::default(),
         };
-        (graph, plan, CpuFacts::detect())
+        (graph, plan, CpuFacts::detect().into())
     }
 
     #[test]
     fn every_kind_of_stage_is_judged_at_other_shapes() {
-        let (graph, plan, cpu) = plain();
-        let results = check(&graph, &plan, &cpu, 5).unwrap();
+        let (graph, plan, device) = plain();
+        let results = check(&graph, &plan, &Sabotaged(device, compile), 5).unwrap();
         assert!(results.iter().all(|it| it.status == GateStatus::Passed), "{results:#?}");
         for stage in &graph.stages {
             let same = |it: &&GateResult| {
@@ -253,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_generator_that_is_wrong_for_one_row_is_found_out() {
-        let (graph, plan, cpu) = plain();
+        let (graph, plan, device) = plain();
         // Where the block has several rows the code is right.
         let wrong = |graph: &StageGraph, plan: &Plan, cpu: &CpuFacts| {
             let mut other = graph.clone();
@@ -266,7 +352,7 @@ mod tests {
             let kernel = kernelforge::plan::kernel::Kernel { graph: graph.clone(), ..compiled.kernel };
             Ok(codegen::Compiled { kernel, ..compiled })
         };
-        let results = check_compiled(&graph, &plan, &cpu, 5, wrong).unwrap();
+        let results = check(&graph, &plan, &Sabotaged(device, wrong), 5).unwrap();
         let failed: Vec<_> = results.iter().filter(|it| it.status != GateStatus::Passed).collect();
         assert!(
             failed.iter().all(|it| it.stage.as_deref() == Some("norm1") && it.case.starts_with("1x")),
@@ -277,9 +363,9 @@ mod tests {
 
     #[test]
     fn a_schedule_that_cannot_be_generated_is_a_result_and_no_error() {
-        let (graph, plan, cpu) = plain();
+        let (graph, plan, device) = plain();
         let refuse = |_: &StageGraph, _: &Plan, _: &CpuFacts| Err(Failure::new(FailureKind::Codegen, "no such tile"));
-        let results = check_compiled(&graph, &plan, &cpu, 5, refuse).unwrap();
+        let results = check(&graph, &plan, &Sabotaged(device, refuse), 5).unwrap();
         assert_eq!((results.len(), results[0].status), (1, GateStatus::Failed));
         assert!(results[0].message.ends_with("other shapes: no such tile"), "{}", results[0].message);
     }

@@ -1,0 +1,233 @@
+//! Times a program on a GPU: the block in one submission, every stage alone, and the device's ceilings, in interleaved rounds.
+//!
+//! Times are the device's timestamps around a run, several runs one after another in a submission, so that the device does not
+//! fall asleep between them. The inputs change from round to round, and what the timed runs left is compared with what untimed
+//! ones computed (gate V7).
+
+mod meter;
+
+use super::{
+    stats,
+    tamper::{self, Tamper},
+};
+use crate::{
+    device::gpu::{
+        Gpu, memory,
+        program::{Checks, LoadedProgram},
+        run::{Session, Work},
+    },
+    verify::{candidate::Candidate, gaming, gpu::candidate::OnGpu, inputs},
+};
+use kernelforge::{
+    host::gpu::GpuFeature,
+    manifest::spec::Dtype,
+    plan::{
+        program::{Program, Step},
+        stage::{Role, TensorId},
+    },
+    protocol::{Benchmark, Ceilings, Clock, Failure, FailureKind, GateResult, StageBenchmark, Timing},
+};
+use meter::{Ceiling, Meter};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// A submission lasts about this long: the cost of submitting hides behind it.
+const SUBMISSION_NS: f64 = 400_000.0;
+const MOST_RUNS: u32 = 64;
+const FEWEST_ROUNDS: usize = 5;
+const MOST_ROUNDS: usize = 1000;
+const SEED: u64 = 1;
+/// Tables of any base cost the same.
+const ROPE_THETA: f64 = 10_000.0;
+
+/// Bytes that a workgroup's memory path delivers for each operation of the f32 peak: 128 bytes a cycle where 256 operations are
+/// done, as on NVIDIA's and AMD's compute units.
+const BYTES_PER_OPERATION: f64 = 0.5;
+
+/// Measures for about `time_ms` and says by gate V7 whether the measurement is to be believed.
+///
+/// # Errors
+/// As [`LoadedProgram::load`], [`Session::new`] and [`Gpu::wait`].
+pub fn benchmark(gpu: &Arc<Gpu>, program: &Program, sources: &[String], time_ms: u64) -> Result<Benchmark, Failure> {
+    let meter = Meter::new(gpu)?;
+    let metering = meter.session()?;
+    let loaded = LoadedProgram::load(gpu, program.clone(), sources, Checks::Off)?;
+    let halved = match tamper::current() {
+        Some(Tamper::HalfTheUnits) => Some(LoadedProgram::load(gpu, halved(program), sources, Checks::Off)?),
+        _ => None,
+    };
+    let session = Session::new(halved.as_ref().unwrap_or(&loaded), false)?;
+    let draws = draws(&loaded, &session)?;
+    let works: Vec<Work> = std::iter::once(Work::Block).chain((0..program.stages.len()).map(Work::Stage)).collect();
+    let mut results: Vec<gaming::Timed> = works.iter().map(|_| gaming::Timed::default()).collect();
+    let ceilings = meter.ceilings();
+    let mut samples = vec![Vec::new(); works.len() + ceilings.len()];
+
+    let start = Instant::now();
+    let mut runs = vec![0; works.len()];
+    let mut timed = 0;
+    for round in 0..MOST_ROUNDS {
+        if round > FEWEST_ROUNDS && start.elapsed() >= Duration::from_millis(time_ms) {
+            break;
+        }
+        let draw = &draws[round % 2];
+        draw.write_inputs(&session)?;
+        for (task, work) in works.iter().enumerate() {
+            if runs[task] == 0 {
+                let once = session.time(*work, 1)?.first().copied().unwrap_or(SUBMISSION_NS);
+                runs[task] = ((SUBMISSION_NS / once.max(1.0)) as u32).clamp(1, MOST_RUNS);
+            }
+            timed += 1;
+            let kept = tamper::current() == Some(Tamper::FirstResultKept) && timed > works.len();
+            let times = if kept { vec![1e6; runs[task] as usize] } else { session.time(*work, runs[task])? };
+            // The first round warms up.
+            if round > 0 {
+                samples[task].extend(times);
+                draw.compare(&session, *work, &mut results[task])?;
+            }
+        }
+        for (index, ceiling) in ceilings.iter().enumerate() {
+            let times = metering.time(meter.work(*ceiling), 1)?;
+            if round > 0 {
+                samples[works.len() + index].extend(times);
+            }
+        }
+    }
+    let timings = samples.into_iter().map(stats::timing).collect::<Option<Vec<_>>>();
+    let mut timings = timings.ok_or_else(|| Failure::new(FailureKind::Internal, "nothing was measured"))?;
+    if tamper::current() == Some(Tamper::SlowClock) {
+        timings[..works.len()].iter_mut().for_each(|it| it.median_ns /= 1000.0);
+    }
+    Ok(report(gpu, program, &meter, timings, results))
+}
+
+/// The figures of all timings: of the block, the stages, the ceilings.
+fn report(gpu: &Gpu, program: &Program, meter: &Meter, timings: Vec<Timing>, results: Vec<gaming::Timed>) -> Benchmark {
+    let graph = &program.graph;
+    let count = graph.stages.len() + 1;
+    let rate = |wanted: Ceiling, time: fn(&Timing) -> f64| {
+        let index = meter.ceilings().iter().position(|it| *it == wanted)?;
+        Some(meter.amount(wanted, &gpu.facts) / time(timings.get(count + index)?))
+    };
+    let half = graph.tensors.iter().any(|it| it.dtype == Dtype::F16);
+    let fma = |time| rate(Ceiling::Fma, time).unwrap_or(0.0);
+    let arithmetic = |time: fn(&Timing) -> f64| {
+        let cooperative = if half { rate(Ceiling::Cooperative, time).unwrap_or(0.0) } else { 0.0 };
+        cooperative.max(fma(time))
+    };
+    let ceilings = Ceilings {
+        threads: 1,
+        gflops: arithmetic(|it| it.median_ns),
+        gigabytes_per_s: rate(Ceiling::Read, |it| it.median_ns).unwrap_or(0.0),
+    };
+    let (peak, bytes_peak) = (arithmetic(|it| it.min_ns), fma(|it| it.min_ns) * BYTES_PER_OPERATION);
+    let bytes = graph.tensors.iter().filter(|it| it.role != Role::Value).map(|it| it.bytes() as u64).sum();
+    let whole = ("block".to_owned(), "block".to_owned(), graph.flops(), bytes);
+    let names =
+        graph.stages.iter().map(|it| (it.name.clone(), it.op.name().to_owned(), it.op.flops(), graph.bytes(it)));
+    let all = std::iter::once(whole).chain(names).zip(&timings);
+    let mut all: Vec<StageBenchmark> = all
+        .map(|((name, op, flops, bytes), timing)| StageBenchmark { name, op, timing: timing.clone(), flops, bytes })
+        .collect();
+    let names = || std::iter::once(None).chain(graph.stages.iter().map(|it| Some(it.name.as_str())));
+    let mut checks: Vec<GateResult> = results.into_iter().zip(names()).map(|(it, name)| it.result(name)).collect();
+    checks.extend(all.iter().zip(names()).map(|(it, name)| gaming::plausible(it, name, peak, bytes_peak)));
+    let block = all.remove(0);
+    let hosted = program.stages.iter().flatten().any(|it| matches!(it, Step::HostSoftmax { .. }));
+    let stamped = gpu.facts.has(GpuFeature::Timestamps) && !hosted;
+    let clock = if stamped { Clock::Device } else { Clock::HostAroundSubmission };
+    let version = super::benchmark::BENCHMARK_VERSION;
+    Benchmark { version, threads: 1, clock, ceilings, block, stages: all, checks }
+}
+
+/// The program with half of the workgroups of every dispatch, as a tampered measurement runs it.
+fn halved(program: &Program) -> Program {
+    let mut halved = program.clone();
+    for step in halved.stages.iter_mut().flatten() {
+        if let Step::Dispatch(dispatch) = step
+            && let Some(most) = dispatch.workgroups.iter_mut().max()
+        {
+            *most /= 2;
+        }
+    }
+    halved
+}
+
+/// A draw of every input, and what all stages make of it.
+struct Draw {
+    inputs: Vec<(TensorId, Vec<u8>)>,
+    /// By tensor, of those that a stage computes.
+    computed: Vec<(TensorId, Vec<f32>)>,
+}
+
+/// Two draws; leaves the weights in the session, packed.
+fn draws(loaded: &LoadedProgram, session: &Session) -> Result<[Draw; 2], Failure> {
+    let gpu = &loaded.gpu;
+    let mut candidate = OnGpu::new(loaded, false)?;
+    inputs::fill(&mut candidate, ROPE_THETA, SEED);
+    candidate.prepare();
+    let graph = &loaded.program.graph;
+    let mut draw = |lane: u64| -> Result<Draw, Failure> {
+        for (id, tensor) in graph.with_role(Role::Input) {
+            let mut source = inputs::Source::new(SEED + lane, id.0 as u64);
+            let values: Vec<f32> = (0..tensor.len()).map(|_| source.normal()).collect();
+            crate::verify::candidate::Tensors::tensor_mut(&mut candidate, id).copy_from_slice(&values);
+        }
+        (0..graph.stages.len()).for_each(|it| candidate.stage(it));
+        candidate.failure().map_or(Ok(()), Err)?;
+        let inputs = graph.with_role(Role::Input).map(|it| Ok((it.0, candidate.stored(it.0)?)));
+        let computed = graph
+            .stages
+            .iter()
+            .map(|it| (it.output, crate::verify::candidate::Tensors::tensor(&candidate, it.output).to_vec()));
+        Ok(Draw { inputs: inputs.collect::<Result<_, Failure>>()?, computed: computed.collect() })
+    };
+    let draws = [draw(0x7a)?, draw(0x7b)?];
+    for (id, _) in graph.with_role(Role::Weight) {
+        session.tensor(id)?.write(gpu, &candidate.stored(id)?);
+    }
+    session.run(Work::Packing)?;
+    // Values exist before the first stage is timed alone.
+    draws[1].write_inputs(session)?;
+    (0..graph.stages.len()).try_for_each(|it| session.run(Work::Stage(it)))?;
+    Ok(draws)
+}
+
+impl Draw {
+    /// Inputs, and the values that stages read of each other: a stage that is timed alone must find those of its draw.
+    fn write_inputs(&self, session: &Session) -> Result<(), Failure> {
+        self.inputs.iter().try_for_each(|(id, bytes)| {
+            session.tensor(*id)?.write(session.gpu(), bytes);
+            Ok(())
+        })
+    }
+
+    /// Compares what the last timed run left.
+    fn compare(&self, session: &Session, work: Work, result: &mut gaming::Timed) -> Result<(), Failure> {
+        let graph = &session.program().graph;
+        for (index, (id, expected)) in self.computed.iter().enumerate() {
+            let tensor = graph.tensor(*id);
+            let wanted = match work {
+                Work::Block => tensor.role == Role::Output,
+                Work::Stage(stage) => stage == index,
+                Work::Packing => false,
+            };
+            if wanted {
+                let read = memory::download(session.gpu(), &[part(session.tensor(*id)?)])?;
+                let width = tensor.shape.last().copied().unwrap_or(1);
+                result.compare(width, &OnGpu::widened(tensor.dtype, &read.concat()), expected);
+                if work == Work::Block {
+                    // The block's result is its last stage's too, which is measured next.
+                    session.tensor(*id)?.fill(session.gpu(), f32::NAN.to_le_bytes(), true);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn part(region: &memory::Region) -> (&wgpu::Buffer, u64, u64) {
+    (&region.buffer, region.offset, region.bytes)
+}
