@@ -13,7 +13,6 @@ diagnostic(off, derivative_uniformity);
 
 {% include "math.wgsl" %}
 
-{# A load of 8 is two neighbouring vectors: WGSL has none of 8, and drivers make one load of them. #}
 {% set unit = [vector, 4] | min %}
 {% set pieces = vector // unit %}
 {% set per_row = head_dim // vector %}
@@ -23,20 +22,37 @@ diagnostic(off, derivative_uniformity);
 {% set ragged_loads = loads * threads != tile_k * per_row %}
 {% set blocks = head_dim // 16 %}
 {% set key_blocks = tile_k // 16 %}
-{% set score_row = score_stride // 4 %}
 {% set weight_row = weight_stride // 4 %}
 {# Vectors of four keys that one invocation has. #}
 {% set own = tile_k // 4 // lanes %}
 
+{% if pieces == 2 %}
+// 16 bytes that are loaded at once: WGSL has no vectors of eight.
+struct Eight {
+    @align(16) low: vec4<f16>,
+    high: vec4<f16>,
+}
+{% set load = "Eight" %}
+{% set parts = [".low", ".high"] %}
+{% else %}
+{% set load = storage %}
+{% set parts = [""] %}
+{% endif %}
+
 @group(0) @binding(0) var<storage, read> q: array<{{ storage }}>;
-@group(0) @binding(1) var<storage, read> k: array<{{ storage }}>;
-@group(0) @binding(2) var<storage, read> v: array<{{ storage }}>;
+@group(0) @binding(1) var<storage, read> k: array<{{ load }}>;
+@group(0) @binding(2) var<storage, read> v: array<{{ load }}>;
 @group(0) @binding(3) var<storage, read_write> result: array<{{ storage }}>;
 
 // Keys, then values: {{ tile_k }} rows.
 var<workgroup> tile: array<{{ storage }}, {{ tile_k * tile_row }}>;
 // Of each subgroup: its scores, and accumulators on their way; its weights, and before all its queries.
-var<workgroup> scores: array<vec4<f32>, {{ subgroups * 16 * score_row }}>;
+var<workgroup> scores: array<f32, {{ subgroups * 16 * score_stride }}>;
+// Four neighbours, which compilers load at once.
+fn four_scores(at: u32) -> vec4<f32> {
+    return vec4<f32>(scores[at], scores[at + 1u], scores[at + 2u], scores[at + 3u]);
+}
+
 var<workgroup> weights: array<vec4<f16>, {{ subgroups * 16 * weight_row }}>;
 // Whether some row of the workgroup has a new reference, and whether a tile that is partly masked has a value that is not finite.
 var<workgroup> moved: atomic<u32>;
@@ -80,9 +96,7 @@ fn weight(x: vec4<f32>) -> vec4<f32> {
 
 {% macro fetch(buffer, rows, base, first, limit, pitch, ragged) %}
 {% for n in range(loads) %}
-{% for piece in range(pieces) %}
-        var held_{{ n }}_{{ piece }} = {{ storage }}();
-{% endfor %}
+        var held_{{ n }} = {{ load }}();
         {
             let i = lane + {{ n * threads }}u;
             let row = {{ first }} + i / {{ per_row }}u;
@@ -95,9 +109,7 @@ fn weight(x: vec4<f32>) -> vec4<f32> {
 {% else %}
             {
 {% endif %}
-{% for piece in range(pieces) %}
-                held_{{ n }}_{{ piece }} = {{ buffer }}[{{ base }} + row * {{ pitch // unit }}u + i % {{ per_row }}u * {{ pieces }}u + {{ piece }}u];
-{% endfor %}
+                held_{{ n }} = {{ buffer }}[{{ base }} + row * {{ pitch // vector }}u + i % {{ per_row }}u];
             }
         }
 {% endfor %}
@@ -112,7 +124,7 @@ fn weight(x: vec4<f32>) -> vec4<f32> {
             {
 {% endif %}
 {% for piece in range(pieces) %}
-                tile[i / {{ per_row }}u * {{ tile_row }}u + i % {{ per_row }}u * {{ pieces }}u + {{ piece }}u] = held_{{ n }}_{{ piece }};
+                tile[i / {{ per_row }}u * {{ tile_row }}u + i % {{ per_row }}u * {{ pieces }}u + {{ piece }}u] = held_{{ n }}{{ parts[piece] }};
 {% endfor %}
             }
         }
@@ -133,12 +145,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_id) subgroup:
     let visible_keys = {{ seq }}u;
 {% endif %}
     let q_base = (batch * {{ seq * heads }}u + head) * {{ row_units }}u;
-    let kv_base = (batch * {{ seq * kv_heads }}u + head / {{ heads // kv_heads }}u) * {{ row_units }}u;
+    let kv_base = (batch * {{ seq * kv_heads }}u + head / {{ heads // kv_heads }}u) * {{ per_row }}u;
     // {{ lanes }} invocations have a row of the subgroup's 16, and every {{ lanes }}-th vector of it.
     let own_row = place / {{ lanes }}u;
     let part = place % {{ lanes }}u;
     let row = first_row + subgroup * 16u + own_row;
-    let scores_at = subgroup * {{ 16 * score_row }}u;
+    let scores_at = subgroup * {{ 16 * score_stride }}u;
     let weights_at = subgroup * {{ 16 * weight_row }}u;
 
 {# Queries pass through the subgroup's weights, as many columns at a time as there is room for. #}
@@ -190,7 +202,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_id) subgroup:
 {% for columns in range(blocks) %}
             block = coopMultiplyAdd(query_{{ columns }}, coopLoad<coop_mat16x16<f16, B>>(&tile[{{ keys * 16 * tile_row + columns * 16 // unit }}], {{ tile_row }}u), block);
 {% endfor %}
-            coopStoreT(block, &scores[scores_at + {{ keys * 4 }}u], {{ score_row }}u);
+            coopStoreT(block, &scores[scores_at + {{ keys * 16 }}u], {{ score_stride }}u);
         }
 {% endfor %}
         workgroupBarrier();
@@ -205,7 +217,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_id) subgroup:
             var found = false;
 {% for n in range(loads) %}
 {% for piece in range(pieces) %}
-            found |= is_wild(held_{{ n }}_{{ piece }});
+            found |= is_wild(held_{{ n }}{{ parts[piece] }});
 {% endfor %}
 {% endfor %}
             if found {
@@ -223,7 +235,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_id) subgroup:
 {% endif %}
         var tops = vec4<f32>(-3.4e38);
 {% for n in range(own) %}
-        let s_{{ n }} = scores[scores_at + own_row * {{ score_row }}u + {{ n * lanes }}u + part] * {{ scale }};
+        let s_{{ n }} = four_scores(scores_at + own_row * {{ score_stride }}u + ({{ n * lanes }}u + part) * 4u) * {{ scale }};
 {% if causal or ragged_k %}
         let seen_{{ n }} = vec4<i32>(i32(part * 4u)) + vec4<i32>({{ n * lanes * 4 }}, {{ n * lanes * 4 + 1 }}, {{ n * lanes * 4 + 2 }}, {{ n * lanes * 4 + 3 }}) < end;
         tops = select(tops, max(tops, s_{{ n }}), seen_{{ n }});
@@ -265,10 +277,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_id) subgroup:
         if atomicLoad(&moved) != 0u {
 {% endif %}
 {% for block in range(blocks) %}
-            coopStoreT(out_{{ block }}, &scores[scores_at], {{ score_row }}u);
+            coopStoreT(out_{{ block }}, &scores[scores_at], {{ score_stride }}u);
             workgroupBarrier();
             for (var four = part; four < 4u; four += {{ lanes }}u) {
-                var value = scores[scores_at + own_row * {{ score_row }}u + four] * shrink;
+                let at = scores_at + own_row * {{ score_stride }}u + four * 4u;
+                var value = four_scores(at) * shrink;
 {% if causal %}
                 if is_wild_tile {
                     // A later token has no part in an earlier row, not even 0 times NaN, which a matrix product cannot leave out.
@@ -279,10 +292,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_id) subgroup:
                     }
                 }
 {% endif %}
-                scores[scores_at + own_row * {{ score_row }}u + four] = value;
+                scores[at] = value.x;
+                scores[at + 1u] = value.y;
+                scores[at + 2u] = value.z;
+                scores[at + 3u] = value.w;
             }
             workgroupBarrier();
-            out_{{ block }} = coopLoadT<coop_mat16x16<f32, C>>(&scores[scores_at], {{ score_row }}u);
+            out_{{ block }} = coopLoadT<coop_mat16x16<f32, C>>(&scores[scores_at], {{ score_stride }}u);
             workgroupBarrier();
 {% endfor %}
         }
@@ -312,15 +328,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_id) subgroup:
 {% for first in range(0, blocks, key_blocks) %}
 {% set held = [key_blocks, blocks - first] | min %}
 {% for block in range(held) %}
-    coopStoreT(out_{{ first + block }}, &scores[scores_at + {{ block * 4 }}u], {{ score_row }}u);
+    coopStoreT(out_{{ first + block }}, &scores[scores_at + {{ block * 16 }}u], {{ score_stride }}u);
 {% endfor %}
     workgroupBarrier();
     for (var i = place; i < {{ 16 * held * 16 // 4 }}u; i += {{ subgroup }}u) {
         let line = i / {{ held * 16 // 4 }}u;
         let column = i % {{ held * 16 // 4 }}u * 4u;
         let line_factor = subgroupShuffle(factor, line * {{ lanes }}u);
-        let at = scores_at + line * {{ score_row }}u + column / 4u;
-        let low = vec4<f16>(scores[at] * line_factor);
+        let at = scores_at + line * {{ score_stride }}u + column;
+        let low = vec4<f16>(four_scores(at) * line_factor);
         let to = q_base + (first_row + subgroup * 16u + line) * {{ heads * row_units }}u + ({{ first * 16 }}u + column) / {{ unit }}u;
 {% if ragged_q %}
         if first_row + subgroup * 16u + line < {{ seq }}u {

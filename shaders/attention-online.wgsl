@@ -61,7 +61,7 @@ fn store_result(first: u32, group: u32, value: vec4<f32>) {
     {
 {% endif %}
 {% if vector == 2 %}
-        result[first / 2u + group * 2u + {{ part // 2 }}u] = {{ storage }}(value[{{ part }}], value[{{ part + 1 }}]);
+        result[first / 2u + group * 2u + {{ part // 2 }}u] = {{ storage }}(vec2<f32>(value[{{ part }}], value[{{ part + 1 }}]));
 {% else %}
         result[first + group * 4u + {{ part }}u] = {{ storage }}(value[{{ part }}]);
 {% endif %}
