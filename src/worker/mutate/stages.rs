@@ -3,7 +3,7 @@
 
 use super::{Body, Mutation};
 use kernelforge::{
-    manifest::spec::Activation,
+    manifest::spec::{Activation, Dtype},
     plan::stage::{Factor, Role, Stage, StageGraph, StageOp, TensorId},
     protocol::mutation::Family,
 };
@@ -47,6 +47,11 @@ impl Edits<'_> {
         }
     }
 
+    /// What the stage's result is stored as.
+    fn dtype(&self) -> Dtype {
+        self.graph.tensor(self.graph.stages[self.index].output).dtype
+    }
+
     fn op(&mut self, id: &str, description: impl Into<String>, op: StageOp) {
         self.push(id, description, |it| it.op = op);
     }
@@ -81,8 +86,10 @@ impl Edits<'_> {
                 self.op("scale-squared", "the scores are scaled by 1 / d", with(scale * scale));
                 self.op("scale-of-d-plus-1", "scaled by 1 / sqrt(d + 1)", with(scale * (d / (d + 1.0)).sqrt()));
                 self.op("scale-of-d-minus-1", "scaled by 1 / sqrt(d - 1)", with(scale * (d / (d - 1.0)).sqrt()));
-                let off = scale * (1.0 + 2f64.powi(-20));
-                self.op("scale-slightly-off", "the scale is off by one part in 2^20", with(off));
+                // What a result of 11 bits can show.
+                let power = if self.dtype() == Dtype::F16 { 7 } else { 20 };
+                let off = scale * (1.0 + 2f64.powi(-power));
+                self.op("scale-slightly-off", format!("the scale is off by one part in 2^{power}"), with(off));
                 self.op("scale-negative", "the largest score becomes the smallest", with(-scale));
                 self.op("uniform", "every key gets the same weight", with(0.0));
                 let mask = StageOp::Attention { batch, seq, heads, kv_heads, head_dim, causal: !causal, scale };
@@ -103,7 +110,7 @@ impl Edits<'_> {
                 }
             }
             StageOp::LayerNorm { rows, width, eps } => {
-                for (id, eps) in epsilons(eps) {
+                for (id, eps) in epsilons(eps, self.dtype()) {
                     self.op(id, format!("epsilon = {eps:e}"), StageOp::LayerNorm { rows, width, eps });
                 }
                 self.push("mean-kept", "the mean is not subtracted, the bias not added", |it| {
@@ -112,7 +119,7 @@ impl Edits<'_> {
                 });
             }
             StageOp::RmsNorm { rows, width, eps } => {
-                for (id, eps) in epsilons(eps) {
+                for (id, eps) in epsilons(eps, self.dtype()) {
                     self.op(id, format!("epsilon = {eps:e}"), StageOp::RmsNorm { rows, width, eps });
                 }
                 self.push("mean-subtracted", "layer norm instead of RMS norm", |it| {
@@ -211,9 +218,11 @@ impl Edits<'_> {
     }
 }
 
-fn epsilons(eps: f64) -> [(&'static str, f64); 5] {
+/// Where the variance is epsilon, a result is off by a quarter of what epsilon is off by: 2^-8 is 8 times the roundoff of f16.
+fn epsilons(eps: f64, dtype: Dtype) -> [(&'static str, f64); 5] {
+    let power = if dtype == Dtype::F16 { 6 } else { 17 };
     [
-        ("epsilon-slightly-off", eps * (1.0 + 2f64.powi(-17))),
+        ("epsilon-slightly-off", eps * (1.0 + 2f64.powi(-power))),
         ("epsilon-times-10", eps * 10.0),
         ("epsilon-divided-by-10", eps / 10.0),
         ("epsilon-missing", 0.0),

@@ -85,8 +85,10 @@ impl Product<'_> {
         self.packed_a() + self.sums()
     }
 
+    /// Elements of a block of A: no more rows than there are.
     fn packed_a(&self) -> usize {
-        if self.schedule.pack_a { self.schedule.mc * (self.schedule.kc.min(self.k) + ROW_PAD) } else { 0 }
+        let rows = self.schedule.mc.min(self.rows.next_multiple_of(self.schedule.mr));
+        if self.schedule.pack_a { rows * (self.schedule.kc.min(self.k) + ROW_PAD) } else { 0 }
     }
 
     fn depths(&self) -> usize {
