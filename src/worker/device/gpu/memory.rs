@@ -90,6 +90,15 @@ impl Region {
     }
 }
 
+/// Copies a tensor on the device, and overwrites it with zeros.
+pub fn take(gpu: &Gpu, from: &Region, to: &Region) {
+    let mut encoder = gpu.device.create_command_encoder(&CommandEncoderDescriptor::default());
+    let bytes = from.bytes.next_multiple_of(4);
+    encoder.copy_buffer_to_buffer(&from.buffer, from.offset, &to.buffer, to.offset, bytes);
+    encoder.clear_buffer(&from.buffer, from.offset, Some(bytes));
+    gpu.queue.submit([encoder.finish()]);
+}
+
 /// Copies parts of buffers to the host, in one submission, and returns their bytes in order.
 ///
 /// # Errors
