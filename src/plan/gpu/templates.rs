@@ -24,6 +24,7 @@ pub const TEMPLATES: &[&str] = &[
     "matmul-tiled.wgsl",
     "norm.wgsl",
     "rope.wgsl",
+    "transpose.wgsl",
 ];
 
 /// What each template includes, the templates without any left out.
@@ -74,7 +75,8 @@ fn matmul(schedule: &GpuMatmul) -> Vec<&'static str> {
         GpuMatmul::Gemv(_) => "matmul-gemv.wgsl",
     };
     let sum = (schedule.split_k() > 1).then_some("matmul-sum.wgsl");
-    [Some(own), sum].into_iter().flatten().collect()
+    let transpose = matches!(schedule, GpuMatmul::Cooperative(it) if it.transpose).then_some("transpose.wgsl");
+    [Some(own), sum, transpose].into_iter().flatten().collect()
 }
 
 #[cfg(test)]
