@@ -30,11 +30,7 @@ pub const RULES: &[Rule] = &[
         description: "a multiply-add that does not add",
         apply: |it| calls(it, "fma", |a| format!("(({}) * ({}))", a[0], a[1]), 3),
     },
-    Rule {
-        name: "half-precision",
-        description: "a multiply-add that is rounded to half precision",
-        apply: |it| calls(it, "fma", |a| format!("quantizeToF16(fma({}, {}, {}))", a[0], a[1], a[2]), 3),
-    },
+    Rule { name: "half-precision", description: "a sum is kept in half precision", apply: half_precision },
     Rule {
         name: "choice-swapped",
         description: "the other one of two values is chosen",
@@ -238,6 +234,15 @@ fn indices(line: &str) -> Vec<String> {
     all
 }
 
+/// `sum = fma(a, b, sum);` is rounded. Other multiply-adds may be corrections, whose own precision does not matter.
+fn half_precision(line: &str) -> Vec<String> {
+    let Some((name, value)) = line.trim().split_once(" = ") else { return Vec::new() };
+    if !value.ends_with(&format!(", {name});")) {
+        return Vec::new();
+    }
+    calls(line, "fma", |a| format!("quantizeToF16(fma({}, {}, {}))", a[0], a[1], a[2]), 3)
+}
+
 /// `name[...] = ...;` is left out.
 fn store_dropped(line: &str) -> Vec<String> {
     let trimmed = line.trim();
@@ -268,7 +273,9 @@ fn unused(x: f32) -> f32 {
     return x + 1.0;
 }
 fn helper(x: f32) -> f32 {
-    return fma(x, 2.0, max(x, 1.0));
+    var total = 1.0;
+    total = fma(x, x, total);
+    return fma(x, 2.0, max(x, total));
 }
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
@@ -298,16 +305,16 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 
     #[test]
     fn each_rule_makes_one_mistake_in_code_that_is_reached() {
-        assert_eq!(made("sum-lost"), ["return ((x) * (2.0));"]);
-        assert_eq!(made("half-precision"), ["return quantizeToF16(fma(x, 2.0, max(x, 1.0)));"]);
-        assert_eq!(made("max-to-min"), ["return fma(x, 2.0, min(x, 1.0));"]);
+        assert_eq!(made("sum-lost"), ["total = ((x) * (x));", "return ((x) * (2.0));"]);
+        assert_eq!(made("half-precision"), ["total = quantizeToF16(fma(x, x, total));"]);
+        assert_eq!(made("max-to-min"), ["return fma(x, 2.0, min(x, total));"]);
         assert_eq!(made("loop-one-less"), ["for (var i = 0u; i < 11u; i += 1u) {"]);
         assert_eq!(made("plus-to-minus"), ["sum += helper(tile[id.x - 3u]);"]);
         assert_eq!(made("index-plus-1"), ["sum += helper(tile[id.x + 4u]);"]);
         assert_eq!(made("guard-dropped"), ["if true {"]);
         assert_eq!(made("barrier-dropped"), [""]);
         assert_eq!(made("store-dropped"), [""]);
-        assert_eq!(made("update-dropped"), [""]);
+        assert_eq!(made("update-dropped"), ["", ""]);
         assert_eq!(made("choice-swapped"), ["result[id.x] = select(0.0, sum, id.y > 2u);"]);
         assert_eq!(made("x-to-y").len(), 3);
         assert_eq!(made("less-to-less-equal").len(), 2);

@@ -40,11 +40,14 @@ pub fn wrong(plan: &Plan, gpu: &GpuFacts) -> Vec<Wrong> {
             let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}.") };
             for (knob, number) in knobs.iter().filter_map(|it| Some((it.0, it.1.as_u64()?))) {
                 let mut values = vec![
-                    (json!(0), "nothing"),
                     (json!(HUGE), "more than any device has"),
                     (json!(-1), "a negative size"),
                     (json!("NaN"), "no number"),
                 ];
+                // Nothing is fetched ahead: that is a schedule like any other.
+                if knob != "prefetch" {
+                    values.push((json!(0), "nothing"));
+                }
                 let unit = MULTIPLES.iter().filter(|it| it.0 == knob).filter_map(|it| knobs.get(it.1)?.as_u64());
                 if unit.max().is_some_and(|it| it > 1) {
                     values.push((json!(number + 1), "not a multiple of what it is made of"));
