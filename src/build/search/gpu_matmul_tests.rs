@@ -99,10 +99,12 @@ fn tile(product: &Product) -> [usize; 3] {
 }
 
 /// Each product with all the tiles, of those that the heuristic knows, that took at most 15% longer than the best schedule
-/// timed on an H100; for f16, with B transposed.
+/// timed on an H100; for f16, of the newest kernels with B transposed. What is proposed for large f32 products, 128x128x16, was itself
+/// timed at 4096^3 and (in a block) 2048x4096x4096 only; elsewhere 128x128x8 stands for it.
 #[test]
 fn proposals_for_shapes_that_were_timed_are_within_15_percent_of_the_best() {
-    let timed: &[([usize; 3], Dtype, &[[usize; 3]])] = &[
+    type Timed = ([usize; 3], Dtype, &'static [[usize; 3]]);
+    let timed: &[Timed] = &[
         ([128, 768, 768], Dtype::F32, &[[32, 64, 4], [32, 64, 8], [64, 64, 4], [64, 64, 8], [64, 128, 8]]),
         ([128, 768, 3072], Dtype::F32, &[[32, 64, 8], [64, 64, 8]]),
         ([128, 2304, 768], Dtype::F32, &[[32, 64, 2], [64, 64, 4], [64, 128, 8]]),
