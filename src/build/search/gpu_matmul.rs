@@ -5,14 +5,9 @@
 //! the fullest core, times what a step of that tile was measured to take on an H100, but no less than what all loads take to arrive,
 //! and what parts of K cost. On other devices the figures differ, but little so the order of the tiles.
 //!
-<<<<<<< HEAD
-//! The figures are fits to 400 timings of 15 shapes, one product at a time with its operands in the last cache, and were corrected where
-//! stages of a whole block took longer than that: parts of K are the dearer there the more they are.
-=======
 //! The figures began as fits to 400 timings of 15 shapes, one product at a time with its operands in the last cache; most tiles' fits are
 //! off by 2 to 10% (root mean square). They were then corrected by hand where that changed an order that had been timed, and where stages
 //! of a whole block took longer than the fits say. 16x32 was not timed.
->>>>>>> w-heur
 
 use crate::{
     host::gpu::{GpuFacts, GpuKind},
@@ -25,15 +20,9 @@ const GEMV_ROWS: usize = 8;
 const SPLIT: f64 = 3.0;
 /// Bytes of partial sums that are written or read in a microsecond.
 const SPLIT_BYTES: f64 = 3e6;
-<<<<<<< HEAD
-/// What a split must be better by: within 5% the model is as often wrong as right, and one dispatch needs no scratch.
-const SPLIT_GAIN: f64 = 1.05;
-/// Bytes that all workgroups together load from the last cache in a microsecond. It bounds small tiles: 512x768x768 of f16 took
-=======
 /// What a split must be better by: the model itself is off by as much, and one dispatch needs no scratch.
 const SPLIT_GAIN: f64 = 1.05;
 /// Bytes that all workgroups together load from the last cache in a microsecond. Set so that it bounds small tiles: 512x768x768 of f16 took
->>>>>>> w-heur
 /// 13.5 us of a block in tiles of 32x32, and takes 9.6 alone in tiles of 64x64.
 const LOADS: f64 = 4.2e6;
 
