@@ -5,7 +5,7 @@ use crate::{
     host,
     manifest::spec::BlockSpec,
     plan::{Plan, stage::StageGraph},
-    protocol::{Benchmark, Ceilings, Gate, GateResult, GateStatus, PassReport, StageBenchmark, Timing, Verdict},
+    protocol::{Benchmark, Ceilings, Clock, Gate, GateResult, GateStatus, PassReport, StageBenchmark, Timing, Verdict},
 };
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +39,9 @@ pub struct BlockReport {
     pub plan: PlanSummary,
     pub passes: Vec<PassReport>,
     pub verification: Verification,
+    /// What the times were read off.
+    #[serde(default)]
+    pub clock: Clock,
     /// The whole block.
     pub measured: Measured,
     /// In execution order.
@@ -151,6 +154,7 @@ impl BlockReport {
             },
             passes: inputs.passes.to_vec(),
             verification: Verification::new(inputs.verdict, &inputs.benchmark.checks),
+            clock: benchmark.clock,
             measured: Measured::new(&benchmark.block, ceilings),
             stages: benchmark.stages.iter().map(stage).collect(),
         }

@@ -11,7 +11,10 @@ use crate::{
         schedule::Schedule,
         stage::{Stage, StageGraph},
     },
-    protocol::audit::{Audit, Ruling},
+    protocol::{
+        Clock,
+        audit::{Audit, Ruling},
+    },
 };
 use anstyle::{AnsiColor, Style};
 
@@ -67,6 +70,9 @@ pub fn text(record: &Record<'_>, width: usize, color: bool) -> String {
     if let Some(report) = report {
         text += &format!("\n{}", terminal::stages(report, width, color));
         text += &format!("{}\n", terminal::ceilings(&report.device.facts, &report.device.ceilings));
+        if report.clock == Clock::HostAroundSubmission {
+            text += "times are the host's, around a submission: the device has no timestamps, or the host has a part in the run\n";
+        }
     }
     text
 }

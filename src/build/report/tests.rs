@@ -17,7 +17,8 @@ use crate::{
         stage::{Role, Stage, StageGraph, StageOp, Tensor, TensorId},
     },
     protocol::{
-        Benchmark, Ceilings, Gate, GateResult, GateStatus, Mismatch, PassReport, StageBenchmark, Timing, Verdict,
+        Benchmark, Ceilings, Clock, Gate, GateResult, GateStatus, Mismatch, PassReport, StageBenchmark, Timing,
+        Verdict,
         audit::{Audit, Rejection, Subject},
         mutation::KilledBy,
     },
@@ -242,6 +243,10 @@ fn the_record_of_a_gpu_names_it_and_no_threads() {
     assert!(text.contains("device    llvmpipe (software), fingerprint "), "{text}");
     assert!(text.contains("verified  in 12.3 ms, seed 7\n"), "{text}");
     assert!(text.contains("\nllvmpipe (software): 118.0 GFLOP/s peak, 20.0 GB/s memory\n"), "{text}");
+    assert!(!text.contains("times are the host's"), "{text}");
+    let report = BlockReport { clock: Clock::HostAroundSubmission, ..report };
+    let text = record::text(&Record { audit: &audit, stages: &stages(), report: Some(&report) }, 120, false);
+    assert!(text.contains("\ntimes are the host's, around a submission: "), "{text}");
 }
 
 fn audit(verdict: Verdict, rejection: Option<Rejection>) -> Audit {
