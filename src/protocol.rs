@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Bumped whenever a message changes shape; a worker of another version is refused at the handshake.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// The first line a worker writes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +55,12 @@ pub mod blob {
     pub const MUTANTS: &str = "mutants";
     /// [`super::mutation::Judged`].
     pub const JUDGED: &str = "judged";
+    /// What a search found, operation by operation ([`crate::build::tune::block::Tuned`]).
+    pub const SEARCH: &str = "search";
+    /// [`super::tuning::Race`].
+    pub const RACE: &str = "race";
+    /// [`super::tuning::Trial`].
+    pub const TRIAL: &str = "trial";
     /// [`super::Gpus`].
     pub const GPUS: &str = "gpus";
     /// [`super::Smoke`].
@@ -110,6 +116,15 @@ pub enum ActionKind {
     /// In: `object`, `kernel`, `plan`, `audit`, optionally `tensors`. Out: `tensors`: the outputs, and every stage's output if
     /// `stages`.
     Run { block: BlockSpec, device: Device, threads: usize, seed: u64, stages: bool },
+    /// Compile one schedule of one operation and put it through the gates that cost little. In: `stages`, `plan`, optionally
+    /// `lowered`, as for `compile`. Out: as `compile`. What the gates draw follows from `seed` and the operation alone, so that
+    /// the references are evaluated once for all of its schedules; a schedule that wins goes through all gates of `verify`, on
+    /// inputs that follow from its object. A failure of a gate names it ([`Failure::gate`]).
+    Try { device: Device, threads: usize, seed: u64, shaders: BTreeMap<String, String> },
+    /// Measure several compiled kernels of one operation, or of one block, against each other for about `time_ms`. In: of
+    /// entrant 0.. `object-0`, `kernel-0`, ... ([`tuning::entrant_object`]). Out: `race`. With `variants`, hand-written kernels run
+    /// beside a matmul of f32 on a CPU: they do its product, without what follows it.
+    Race { device: Device, threads: usize, entrants: usize, time_ms: u64, variants: bool },
     /// Measure the hand-written matmuls and the generated one. In: `object`, `kernel` of a matmul block. Out: `benchmark`.
     BenchMatmul { cpu: crate::host::CpuFacts, threads: usize, time_ms: u64 },
     /// Print IR. Out: `text`. With `each`, a unified diff for every pass; without, the module before the passes.
@@ -211,6 +226,9 @@ pub struct Failure {
     pub kind: FailureKind,
     /// The stage that failed, where one did.
     pub stage: Option<String>,
+    /// The gate that did not pass, where one did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<Gate>,
     /// One line: what is wrong, with place, value and limit.
     pub message: String,
     /// Further lines: stderr of a crashed worker, MLIR diagnostics.
@@ -222,7 +240,13 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
-        Self { kind, stage: None, message: message.into(), detail: String::new(), hint: None, outputs: BTreeMap::new() }
+        let (message, detail, outputs) = (message.into(), String::new(), BTreeMap::new());
+        Self { kind, stage: None, gate: None, message, detail, hint: None, outputs }
+    }
+
+    pub const fn by_gate(mut self, gate: Gate) -> Self {
+        self.gate = Some(gate);
+        self
     }
 
     pub fn at_stage(mut self, stage: impl Into<String>) -> Self {
@@ -436,6 +460,7 @@ pub struct Verdict {
 pub mod audit;
 pub mod corpus;
 pub mod mutation;
+pub mod tuning;
 
 /// What decides the outputs of each kind of action: digests, taken at build time, of the source folders and library versions.
 pub mod recipe {

@@ -84,7 +84,7 @@ fn fill(root: &Path) -> Graph {
             name: it.name.clone(),
             spec: it.spec.clone(),
             passes: project.pipelines[&it.pipeline].clone(),
-            strategy: "heuristic".to_owned(),
+            tuning: manifest::Tuning::heuristic("default".to_owned()),
             target: "cpu".to_owned(),
             threads: 1,
             device: Arc::clone(&cpu),

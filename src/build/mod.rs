@@ -8,5 +8,6 @@ pub mod needs;
 pub mod plans;
 pub mod report;
 pub mod search;
+pub mod tune;
 pub mod uptodate;
 pub mod watch;

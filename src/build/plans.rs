@@ -1,6 +1,7 @@
 //! The plans that the store keeps, and what became of each.
 
 use crate::{
+    build::tune::ledger::{self, Best, Ledger},
     digest::Digest,
     protocol::{
         audit::{Audit, Ruling},
@@ -43,6 +44,43 @@ pub struct KeptPlan {
     pub plan: Digest,
     /// When the plan was last made; seconds since 1970.
     pub made_unix: u64,
+}
+
+/// The best schedule of one operation that a verifier accepted on one device.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct KeptBest {
+    pub operation: String,
+    pub device: String,
+    pub threads: usize,
+    #[serde(flatten)]
+    pub best: Best,
+    /// The audit of the block that it was verified in.
+    pub audit: Option<Digest>,
+    pub found_unix: u64,
+    /// Found and verified by this kforge: plans are made with it.
+    pub current: bool,
+}
+
+/// The best known schedules, by operation and device.
+pub fn best(store: &Store) -> Vec<KeptBest> {
+    let all = Ledger { store }.all_best().into_iter();
+    let mut all: Vec<_> = all
+        .map(|(best, Kept { record, .. })| {
+            let part = |name: &str| record.parts.get(name).unwrap_or("?").to_owned();
+            KeptBest {
+                operation: part("op"),
+                device: part("device-name"),
+                threads: part("threads").parse().unwrap_or(1),
+                audit: record.outputs.get(blob::AUDIT).copied(),
+                found_unix: record.finished_unix,
+                current: best.recipes == ledger::recipe_digest(),
+                best,
+            }
+        })
+        .collect();
+    all.sort_by(|a, b| (&a.operation, &a.device, a.threads).cmp(&(&b.operation, &b.device, b.threads)));
+    all
 }
 
 /// Every plan whose blob is there, by block and target, the newest first.

@@ -172,7 +172,7 @@ pub fn bring_up_to_date(opened: &Opened, step: StepId) -> Result<Wanted, Error> 
     })
 }
 
-/// What the step made and what the steps that it reads made. No two kinds of step make outputs of one name.
+/// What the step made and what the steps that it reads made; of outputs of one name that of the later step.
 fn gathered<'a>(opened: &Opened, step: StepId, outputs_of: impl Fn(StepId) -> Option<&'a Outputs>) -> Outputs {
     let steps = opened.graph.step(step).deps.iter().copied().chain([step]);
     steps.filter_map(outputs_of).flat_map(Outputs::iter).map(|(name, digest)| (name, *digest)).collect()
@@ -185,7 +185,7 @@ pub struct Request<'a> {
 }
 
 /// Builds until it is done or a signal comes.
-fn build(opened: &Opened, request: &Request<'_>, observer: &dyn Observer) -> Result<Built, Error> {
+pub fn build(opened: &Opened, request: &Request<'_>, observer: &dyn Observer) -> Result<Built, Error> {
     let built = locked(opened, request, observer);
     if let Err(error) = &built {
         observer.event(Event::Aborted { error: &error.to_string() });

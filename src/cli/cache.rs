@@ -9,6 +9,7 @@ use crate::{
     build::{
         needs,
         plans::{self, Judged},
+        report::terminal::duration,
     },
     store::{
         Store,
@@ -142,9 +143,11 @@ fn bar(bytes: u64) -> ProgressBar {
 }
 
 fn plans(directory: &Path, format: &Format) -> Result<Outcome, Error> {
-    let plans = plans::kept(&open(directory)?);
+    let store = open(directory)?;
+    let plans = plans::kept(&store);
+    let best = plans::best(&store);
     if format.json {
-        print::json(&json!({ "version": 1, "plans": plans }))?;
+        print::json(&json!({ "version": 1, "plans": plans, "best": best }))?;
         return Ok(Outcome::Done);
     }
     let color = print::colored(&io::stdout());
@@ -160,7 +163,25 @@ fn plans(directory: &Path, format: &Format) -> Result<Outcome, Error> {
         vec![format!("{}@{}", it.block, it.target), it.plan.short(), it.strategy.clone(), age(it.made_unix), judged]
     });
     let rows: Vec<_> = std::iter::once(heads).chain(rows).collect();
-    print::out(&print::columns(&rows, false))?;
+    let mut text = print::columns(&rows, false);
+    if !best.is_empty() {
+        let heads = ["operation", "device", "time", "of heuristic", "by", "age", "state"].map(str::to_owned).to_vec();
+        let rows = best.iter().map(|it| {
+            let (style, state) = if it.current { (GREEN, "in use") } else { (YELLOW, "of another kforge") };
+            vec![
+                it.operation.clone(),
+                if it.threads > 1 { format!("{} x{}", it.device, it.threads) } else { it.device.clone() },
+                duration(it.best.median_ns),
+                format!("{:.3}", it.best.relative),
+                it.best.origin.clone(),
+                age(it.found_unix),
+                print::paint(color, style, state),
+            ]
+        });
+        let rows: Vec<_> = std::iter::once(heads).chain(rows).collect();
+        text += &format!("\nbest verified schedules\n{}", print::columns(&rows, false));
+    }
+    print::out(&text)?;
     Ok(Outcome::Done)
 }
 

@@ -22,11 +22,13 @@ mod report;
 mod result;
 mod run;
 mod schema;
+mod tune;
 mod verify;
 mod watch;
 mod why;
 mod worker;
 
+use crate::manifest::Strategy;
 use clap::{Parser, Subcommand};
 use error::Outcome;
 use std::{path::PathBuf, process::ExitCode};
@@ -68,6 +70,8 @@ enum Command {
     /// Test the verifier: put wrong kernels through it, and fail if one is accepted
     #[command(visible_alias = "mutate-and-test")]
     Mutate(mutate::Args),
+    /// Search better plans for blocks; show, export or import what was tried
+    Tune(tune::Args),
     /// Measure kernels outside of a project
     #[command(subcommand)]
     Bench(bench::Command),
@@ -91,6 +95,8 @@ enum Command {
     ShowPasses(ir::PassesArgs),
     /// The same as `ir diff`
     OptimizeIr(ir::DiffArgs),
+    /// The same as `tune --strategy llm`
+    OptimizeWithLlm(tune::Args),
     /// The same as `bench matmul`
     BenchmarkMatmul(bench::MatmulArgs),
 }
@@ -126,10 +132,12 @@ fn dispatch(cli: Cli) -> Result<Outcome, error::Error> {
         Command::Gc(args) => gc::main(&directory, args),
         Command::Clean(args) => clean::main(&directory, args),
         Command::Init(args) => init::main(&directory, args),
+        Command::Tune(args) => tune::main(&directory, args),
         Command::Schema => schema::main(),
         Command::EmitMlir(args) => ir::main(&directory, ir::Command::Emit(args)),
         Command::ShowPasses(args) => ir::main(&directory, ir::Command::Passes(args)),
         Command::OptimizeIr(args) => ir::main(&directory, ir::Command::Diff(args)),
+        Command::OptimizeWithLlm(args) => tune::main(&directory, args.with(Strategy::Llm)),
         Command::BenchmarkMatmul(args) => bench::main(bench::Command::Matmul(args)),
     }
 }
@@ -153,6 +161,7 @@ mod tests {
             "optimize-ir",
             "diagnose-gpu",
             "benchmark-matmul",
+            "optimize-with-llm",
             "mutate-and-test",
             "verify-plan",
         ] {

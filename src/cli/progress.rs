@@ -138,6 +138,11 @@ impl Observer for Progress {
                 let (damaged, step) = (damaged.identity(), step.identity());
                 self.line(YELLOW, "repairing", &format!("{damaged} is made again for {step}: {}", failure.message));
             }
+            Event::Searching { step, progress } => {
+                if let Some(bar) = &self.bar {
+                    bar.set_message(format!("{}: {progress}", step.identity()));
+                }
+            }
             Event::Acquired { .. } | Event::Queued { .. } | Event::WorkerStarted { .. } | Event::Done { .. } => {}
             Event::Interrupted { step } => self.end(step.identity()),
             Event::Ended { .. } | Event::Aborted { .. } => {

@@ -5,10 +5,11 @@ use crate::{
     build::{
         engine::{action::Workspace, devices::Finder},
         graph::{self, BlockTarget, Graph, Rules, Step, StepId, StepKind},
+        tune::ledger::Ledger,
     },
     host::{CpuFacts, Device},
     manifest::{
-        self, BlockInstance, PROJECT_FILE, Project, Sources, Target,
+        self, BlockInstance, DEFAULT, PROJECT_FILE, Project, Sources, Target, Tuning,
         spec::{Origin, Pass},
     },
     store::{Notice, Store},
@@ -89,7 +90,8 @@ impl Opened {
 
     fn of(project: Project, sources: Sources, store: Store, (blocks, origins): Targeted, cpu: CpuFacts) -> Self {
         let (corpus, shaders) = (project.cases.clone(), project.shaders.clone());
-        let rules = Rules { corpus, shaders, ..Rules::default() };
+        let mut rules = Rules { corpus, shaders, ..Rules::default() };
+        rules.best = Ledger { store: &store }.best_digests(&blocks);
         let graph = graph::plan_build(&blocks, &rules);
         Self { project, sources, store, cpu, rules, blocks, origins, graph }
     }
@@ -204,7 +206,11 @@ impl Chosen<'_> {
             spec: block.spec.clone(),
             passes: passes(project, block),
             // The name was checked when the manifest was loaded.
-            strategy: project.tunings.get(&block.tuning).map_or("heuristic", |it| it.strategy.name()).to_owned(),
+            tuning: project
+                .tunings
+                .get(&block.tuning)
+                .cloned()
+                .unwrap_or_else(|| Tuning::heuristic(DEFAULT.to_owned())),
             target: target.name.clone(),
             threads: target.backend.threads(),
             device,

@@ -134,7 +134,7 @@ impl<'a> Block<'a> {
 
     fn state(&self) -> State {
         let audit = self.output(StepKind::Verify, blob::AUDIT).and_then(|it| self.read(it));
-        let stages = self.output(StepKind::Ir, blob::STAGES).and_then(|it| self.read(it));
+        let stages = self.output(StepKind::Plan, blob::STAGES).and_then(|it| self.read(it));
         if let (Some(audit), Some(stages)) = (audit.or_else(|| self.rejected()), stages) {
             let report = self.output(StepKind::Report, blob::REPORT).and_then(|it| self.read(it));
             return State::Recorded(Box::new(Recorded { audit, stages, report }));

@@ -75,8 +75,12 @@ pub enum ProblemKind {
     Repeated { key: String, value: String },
     #[error("`{value}` is not {what}")]
     NotOneOf { what: &'static str, value: String, known: Vec<String>, declared_by: Option<&'static str> },
-    #[error("{what} `{value}` is not available in this version")]
-    NotYet { what: &'static str, value: String, available: &'static [&'static str] },
+    #[error("`{key}` must be a time with a unit, not `{value}`")]
+    NotATime { key: String, value: String },
+    #[error("`{key}` is empty")]
+    NoText { key: String },
+    #[error("a manifest takes no secret: `{key}`")]
+    SecretInManifest { key: String },
     #[error("`{name}` cannot be the name of a {what}")]
     BadName { what: &'static str, name: String },
 
@@ -127,7 +131,9 @@ impl ProblemKind {
             K::LongList { .. } => "manifest::long-list",
             K::Repeated { .. } => "manifest::repeated-value",
             K::NotOneOf { .. } => "manifest::unknown-name",
-            K::NotYet { .. } => "manifest::not-available",
+            K::NotATime { .. } => "manifest::not-a-time",
+            K::NoText { .. } => "manifest::no-text",
+            K::SecretInManifest { .. } => "manifest::secret",
             K::BadName { .. } => "manifest::bad-name",
             K::HeadsDoNotDivide { .. } => "manifest::heads",
             K::KvHeadsDoNotDivide { .. } => "manifest::kv-heads",
@@ -151,7 +157,9 @@ impl ProblemKind {
             K::NotASize { .. } => "not a size".to_owned(),
             K::EmptyList { .. } => "empty".to_owned(),
             K::NotOneOf { .. } => "unknown name".to_owned(),
-            K::NotYet { .. } => "not available".to_owned(),
+            K::NotATime { .. } => "not a time".to_owned(),
+            K::NoText { .. } => "empty".to_owned(),
+            K::SecretInManifest { .. } => "a secret".to_owned(),
             K::BadName { .. } => "not a name".to_owned(),
             K::NothingMatches { .. } => "no file".to_owned(),
             K::OutsideProject { .. } => "outside".to_owned(),
@@ -219,7 +227,11 @@ impl ProblemKind {
                     None => suggestion,
                 }
             }
-            K::NotYet { available, .. } => format!("available: {}", list(available)),
+            K::NotATime { .. } => "times are written like `500ms`, `20s` or `5m`".to_owned(),
+            K::NoText { .. } => "remove the key, or give it a value".to_owned(),
+            K::SecretInManifest { .. } => {
+                "whoever reads the file would have it; put it into the variable KERNELFORGE_LLM_API_KEY".to_owned()
+            }
             K::BadName { .. } => format!(
                 "a name has lower-case letters, digits and `-`, begins with a letter or digit, and has at most {MAX_NAME} characters"
             ),

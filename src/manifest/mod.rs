@@ -18,6 +18,7 @@ pub mod sources;
 pub mod spec;
 mod syntax;
 mod table;
+mod tuning;
 
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ pub use error::{ProjectErrors, render};
 pub use load::{load, load_corpus, load_with_sources};
 pub use schema::schema;
 pub use sources::Sources;
+pub use tuning::{Llm, Strategy, Tuning};
 
 use crate::protocol::corpus::Case;
 use serde::{Deserialize, Serialize};
@@ -136,28 +138,5 @@ impl Backend {
 
     pub const fn hybrid_softmax(&self) -> bool {
         matches!(self, Self::Gpu { hybrid_softmax: true, .. })
-    }
-}
-
-/// How a plan is found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Tuning {
-    pub name: String,
-    pub strategy: Strategy,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Strategy {
-    /// The analytic model; measures nothing.
-    Heuristic,
-}
-
-impl Strategy {
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Heuristic => "heuristic",
-        }
     }
 }

@@ -1,11 +1,11 @@
 //! Puts the tables of all files together: what is declared, what refers to what, and the instances that come of it.
 
 use super::{
-    Backend, BlockInstance, Cache, DEFAULT, DEFAULT_TARGET, Project, ProjectErrors, Strategy, Target, Tuning,
+    Backend, BlockInstance, Cache, DEFAULT, DEFAULT_TARGET, Project, ProjectErrors, Target, Tuning,
     block::Declared,
     corpus,
     error::{At, Problem, ProblemKind, SourceFile, shown},
-    schema::{BACKEND_KEYS, Place},
+    schema::{BACKEND_KEYS, LLM_TABLE, Place},
     spec::Pass,
     syntax::parse,
     table::{self, Fields},
@@ -74,8 +74,13 @@ impl Resolver {
                     self.pipelines.insert(name, passes);
                 }),
                 "tuning" => named(file, "tuning", table, problems, |name, at, table, problems| {
-                    table::read(file, &Place::Tuning(name.clone()), at, table, problems);
-                    self.tunings.insert(name.clone(), Tuning { name, strategy: Strategy::Heuristic });
+                    let fields = table::read(file, &Place::Tuning(name.clone()), at, table, problems);
+                    let llm = table.iter().find(|it| it.0.get_ref() == LLM_TABLE);
+                    let llm = llm.and_then(|(key, value)| {
+                        let table = as_table(file, key, value, problems)?;
+                        Some(table::read(file, &Place::Llm(name.clone()), key.span(), table, problems))
+                    });
+                    self.tunings.insert(name.clone(), Tuning::read(name, &fields, llm.as_ref()));
                 }),
                 "cache" => self.cache = table::read(file, &Place::Cache, key.span(), table, problems),
                 "block" => self.blocks(file, table, problems),
@@ -184,7 +189,7 @@ impl Resolver {
         let target = Target { name: DEFAULT_TARGET.to_owned(), backend: Backend::Cpu { threads: 1 } };
         self.targets.entry(target.name.clone()).or_insert(target);
         self.pipelines.entry(name()).or_insert_with(|| Pass::ALL.to_vec());
-        self.tunings.entry(name()).or_insert_with(|| Tuning { name: name(), strategy: Strategy::Heuristic });
+        self.tunings.entry(name()).or_insert_with(|| Tuning::heuristic(name()));
     }
 
     fn check_references(&self, project: &Arc<SourceFile>, problems: &mut Vec<Problem>) {

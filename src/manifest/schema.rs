@@ -16,6 +16,12 @@ pub const MAX_NAME: usize = 80;
 const NAME_PATTERN: &str = "^[a-z0-9][a-z0-9-]*$";
 /// Of the sizes that `bytesize` reads.
 const BYTES_PATTERN: &str = "^[0-9]+(\\.[0-9]+)? *([kKmMgGtTpPeE][iI]?)?[bB]?$";
+/// Of the times that `humantime` reads, those that a person writes here.
+const TIME_PATTERN: &str = "^([0-9]+ *(ms|s|sec|m|min|h) *)+$";
+/// The most schedules of one operation: a day of trials of a tenth of a second.
+const MAX_TRIALS: usize = 1_000_000;
+/// Integers that every reader of TOML and JSON has.
+const MAX_SEED: usize = 1 << 53;
 
 /// What a block computes: the manifest's `kind`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,10 +81,9 @@ pub enum Accepts {
         or_zero: bool,
     },
     Flag,
-    /// One of these names. `later` are names that are known but cannot be built yet.
+    /// One of these names.
     Choice {
         names: &'static [&'static str],
-        later: &'static [&'static str],
     },
     /// One of these names, or a list of them: one instance for each.
     Choices {
@@ -98,6 +103,15 @@ pub enum Accepts {
     File,
     /// A number of bytes with a unit, in a string: `"20 GiB"`.
     Bytes,
+    /// An integer in `low..=high`.
+    Count {
+        low: usize,
+        high: usize,
+    },
+    /// A time with a unit, in a string: `"20s"`.
+    Time,
+    /// Any text but none.
+    Text,
 }
 
 impl Accepts {
@@ -113,7 +127,7 @@ impl Accepts {
     /// What one value is, for error messages.
     pub const fn item(self) -> &'static str {
         match self {
-            Self::Size | Self::Sizes | Self::Threads => "an integer",
+            Self::Size | Self::Sizes | Self::Threads | Self::Count { .. } => "an integer",
             Self::Number { .. } => "a number",
             Self::Flag => "`true` or `false`",
             _ => "a string",
@@ -150,6 +164,9 @@ impl Accepts {
             Self::Patterns => json!({ "type": "array", "items": { "type": "string" } }),
             Self::File | Self::Glob => json!({ "type": "string" }),
             Self::Bytes => json!({ "type": "string", "pattern": BYTES_PATTERN }),
+            Self::Count { low, high } => json!({ "type": "integer", "minimum": low, "maximum": high }),
+            Self::Time => json!({ "type": "string", "pattern": TIME_PATTERN }),
+            Self::Text => json!({ "type": "string", "minLength": 1 }),
         }
     }
 }
@@ -170,7 +187,10 @@ struct BlockKey {
     optional: &'static [Kind],
 }
 
-use super::spec::{Activation, Pass};
+use super::{
+    spec::{Activation, Pass},
+    tuning::Strategy,
+};
 
 const ACTIVATIONS: &[&str] =
     &[Activation::Gelu.name(), Activation::GeluTanh.name(), Activation::Silu.name(), Activation::Relu.name()];
@@ -217,7 +237,7 @@ const TARGET: &[(bool, Key)] = &[
         true,
         Key {
             name: "backend",
-            accepts: Accepts::Choice { names: BACKENDS, later: &[] },
+            accepts: Accepts::Choice { names: BACKENDS },
             doc: "What runs the kernels. `metal` and `mps` are other names for `gpu`.",
         },
     ),
@@ -254,14 +274,103 @@ const PIPELINE: &[(bool, Key)] = &[(
     Key { name: "passes", accepts: Accepts::Passes, doc: "Passes over the transformer dialect, in this order." },
 )];
 
-const TUNING: &[(bool, Key)] = &[(
-    true,
-    Key {
-        name: "strategy",
-        accepts: Accepts::Choice { names: &["heuristic"], later: &["grid", "random", "evolutionary", "llm"] },
-        doc: "How a plan is found. `heuristic` computes it from the caches and vector registers and measures nothing.",
-    },
-)];
+const TUNING: &[(bool, Key)] = &[
+    (
+        true,
+        Key {
+            name: "strategy",
+            accepts: Accepts::Choice { names: &Strategy::NAMES },
+            doc: "How a plan is found. `heuristic` computes it from the device's facts and measures nothing; the others measure what they propose: `grid`, `random`, `evolutionary`, `model` (ranks candidates by a regression of the times so far), `llm` (a language model proposes).",
+        },
+    ),
+    (
+        false,
+        Key {
+            name: "trials",
+            accepts: Accepts::Count { low: 1, high: MAX_TRIALS },
+            doc: "Schedules of each operation that a search tries, the heuristic's among them. A larger number tries only what is missing. Default: 32.",
+        },
+    ),
+    (
+        false,
+        Key {
+            name: "time",
+            accepts: Accepts::Time,
+            doc: "How long the search for one block may take, e.g. `20s` or `5m`; what was measured by then decides. Default: no limit.",
+        },
+    ),
+    (
+        false,
+        Key {
+            name: "seed",
+            accepts: Accepts::Count { low: 0, high: MAX_SEED },
+            doc: "Of what a strategy draws: equal seeds, equal proposals. Default: 1.",
+        },
+    ),
+    (
+        false,
+        Key {
+            name: "fusions",
+            accepts: Accepts::Flag,
+            doc: "Whether a search also tries the block without each of its fusions. Default: true.",
+        },
+    ),
+];
+
+/// The table within `[tuning.*]`.
+pub const LLM_TABLE: &str = "llm";
+
+const LLM: &[(bool, Key)] = &[
+    (
+        false,
+        Key {
+            name: "endpoint",
+            accepts: Accepts::Text,
+            doc: "The base address of an OpenAI-compatible server, e.g. `http://localhost:8000/v1`. The environment's `KERNELFORGE_LLM_ENDPOINT` goes before it. The key is only taken from `KERNELFORGE_LLM_API_KEY`.",
+        },
+    ),
+    (
+        false,
+        Key {
+            name: "model",
+            accepts: Accepts::Text,
+            doc: "The model's name on the server. The environment's `KERNELFORGE_LLM_MODEL` goes before it.",
+        },
+    ),
+    (false, Key { name: "timeout", accepts: Accepts::Time, doc: "Of one request. Default: `60s`." }),
+    (
+        false,
+        Key {
+            name: "requests",
+            accepts: Accepts::Count { low: 1, high: MAX_TRIALS },
+            doc: "The most requests that the search for one operation may send. Default: 32.",
+        },
+    ),
+    (
+        false,
+        Key {
+            name: "tokens",
+            accepts: Accepts::Count { low: 1, high: MAX_SEED },
+            doc: "The most tokens, of prompts and answers together, that the search for one operation may spend. Default: 200000.",
+        },
+    ),
+    (
+        false,
+        Key {
+            name: "proposals",
+            accepts: Accepts::Count { low: 1, high: 64 },
+            doc: "Schedules that are asked for in one request. Default: 8.",
+        },
+    ),
+    (
+        false,
+        Key {
+            name: "temperature",
+            accepts: Accepts::Number { low: 0.0, high: 2.0, or_zero: false },
+            doc: "How freely the model draws. Default: 0.7.",
+        },
+    ),
+];
 
 const CACHE: &[(bool, Key)] = &[(
     false,
@@ -283,7 +392,7 @@ const BLOCK: &[BlockKey] = &[
     BlockKey {
         key: Key {
             name: "kind",
-            accepts: Accepts::Choice { names: &Kind::NAMES, later: &[] },
+            accepts: Accepts::Choice { names: &Kind::NAMES },
             doc: "What the block computes; decides which of the other keys it takes.",
         },
         required: ANY,
@@ -358,7 +467,7 @@ const BLOCK: &[BlockKey] = &[
     BlockKey {
         key: Key {
             name: "norm",
-            accepts: Accepts::Choice { names: &["layer-norm", "rms-norm"], later: &[] },
+            accepts: Accepts::Choice { names: &["layer-norm", "rms-norm"] },
             doc: "Layer norm has a gain and a bias, RMS norm a gain. Default: `layer-norm`.",
         },
         required: &[],
@@ -376,7 +485,7 @@ const BLOCK: &[BlockKey] = &[
     BlockKey {
         key: Key {
             name: "activation",
-            accepts: Accepts::Choice { names: ACTIVATIONS, later: &[] },
+            accepts: Accepts::Choice { names: ACTIVATIONS },
             doc: "Default: `gelu-tanh` in an MLP (that of GPT-2), none after a matmul.",
         },
         required: &[],
@@ -473,6 +582,8 @@ pub enum Place {
     Target(String),
     Pipeline(String),
     Tuning(String),
+    /// The `llm` table of a tuning.
+    Llm(String),
     Cache,
     /// Without a kind where the manifest gives none that exists: then any block's keys are taken.
     Block(String, Option<Kind>),
@@ -485,6 +596,7 @@ impl fmt::Display for Place {
             Self::Target(name) => write!(f, "[target.{name}]"),
             Self::Pipeline(name) => write!(f, "[pipeline.{name}]"),
             Self::Tuning(name) => write!(f, "[tuning.{name}]"),
+            Self::Llm(name) => write!(f, "[tuning.{name}.{LLM_TABLE}]"),
             Self::Cache => f.write_str("[cache]"),
             Self::Block(name, _) => write!(f, "[block.{name}]"),
         }
@@ -500,10 +612,16 @@ impl Place {
             Self::Target(_) => fixed(TARGET),
             Self::Pipeline(_) => fixed(PIPELINE),
             Self::Tuning(_) => fixed(TUNING),
+            Self::Llm(_) => fixed(LLM),
             Self::Cache => fixed(CACHE),
             Self::Block(_, Some(kind)) => keys_of(*kind),
             Self::Block(_, None) => BLOCK.iter().map(|it| (it.key.name == "kind", &it.key)).collect(),
         }
+    }
+
+    /// A table within this one, which is read by itself.
+    pub fn holds_table(&self, key: &str) -> bool {
+        matches!(self, Self::Tuning(_)) && key == LLM_TABLE
     }
 
     /// Whether some block takes `key`, though perhaps not this one.
@@ -539,7 +657,7 @@ pub fn schema() -> Value {
             "project": fixed(Place::Project),
             "target": named("What blocks are built for.", target_schema()),
             "pipeline": named("Passes over the IR.", fixed(Place::Pipeline(String::new()))),
-            "tuning": named("How plans are found.", fixed(Place::Tuning(String::new()))),
+            "tuning": named("How plans are found.", tuning_schema()),
             "cache": fixed(Place::Cache),
             "block": named("What is built.", block_schema()),
         },
@@ -572,6 +690,14 @@ fn target_schema() -> Value {
     };
     let mut schema = table_schema(&Place::Target(String::new()).keys());
     schema["allOf"] = json!([by_backend("cpu", &BACKENDS[..1]), by_backend("gpu", &BACKENDS[1..])]);
+    schema
+}
+
+fn tuning_schema() -> Value {
+    let mut schema = table_schema(&Place::Tuning(String::new()).keys());
+    let mut llm = table_schema(&Place::Llm(String::new()).keys());
+    llm["description"] = "The language model of the strategy `llm`.".into();
+    schema["properties"][LLM_TABLE] = llm;
     schema
 }
 

@@ -7,7 +7,7 @@ use super::{
 };
 use bytesize::ByteSize;
 use globset::Glob;
-use std::{collections::BTreeMap, fmt, ops::Range, sync::Arc};
+use std::{collections::BTreeMap, fmt, ops::Range, sync::Arc, time::Duration};
 use toml::{
     Spanned,
     de::{DeInteger, DeTable, DeValue},
@@ -20,6 +20,7 @@ pub enum Item {
     Flag(bool),
     Text(String),
     Bytes(u64),
+    Time(Duration),
 }
 
 impl fmt::Display for Item {
@@ -30,6 +31,7 @@ impl fmt::Display for Item {
             Self::Flag(it) => it.fmt(f),
             Self::Text(it) => write!(f, "`{}`", shown(it)),
             Self::Bytes(it) => it.fmt(f),
+            Self::Time(it) => humantime::format_duration(*it).fmt(f),
         }
     }
 }
@@ -95,6 +97,13 @@ impl Fields {
         }
     }
 
+    pub fn time(&self, key: &str) -> Option<Duration> {
+        match self.item(key)? {
+            Item::Time(time) => Some(*time),
+            _ => None,
+        }
+    }
+
     /// The strings of a list, with their places.
     pub fn texts(&self, key: &str) -> impl Iterator<Item = (&str, Range<usize>)> {
         let items = self.get(key).map(|it| it.items.as_slice()).unwrap_or_default();
@@ -118,9 +127,13 @@ pub fn read(
     let mut fields = Fields::default();
     for (name, value) in table {
         let text = name.get_ref().as_ref();
+        if place.holds_table(text) {
+            continue;
+        }
         let Some((_, key)) = keys.iter().find(|it| it.1.name == text) else {
             let key = shown(text);
             let kind = match place {
+                Place::Llm(_) if is_secret(text) => ProblemKind::SecretInManifest { key },
                 Place::Block(_, Some(kind)) if place.is_block_key(text) => {
                     ProblemKind::KeyOfOtherKind { kind: kind.name(), key, known: known() }
                 }
@@ -225,8 +238,9 @@ impl Reader<'_> {
     fn item(&mut self, value: &Spanned<DeValue<'_>>, expected: &'static str) -> Option<(Item, Range<usize>)> {
         let span = value.span();
         let item = match (self.key.accepts, value.get_ref()) {
-            (Accepts::Size | Accepts::Sizes, DeValue::Integer(it)) => self.size(it, MAX_SIZE, span.clone())?,
-            (Accepts::Threads, DeValue::Integer(it)) => self.size(it, MAX_THREADS, span.clone())?,
+            (Accepts::Size | Accepts::Sizes, DeValue::Integer(it)) => self.count(it, 1, MAX_SIZE, span.clone())?,
+            (Accepts::Threads, DeValue::Integer(it)) => self.count(it, 1, MAX_THREADS, span.clone())?,
+            (Accepts::Count { low, high }, DeValue::Integer(it)) => self.count(it, low, high, span.clone())?,
             (Accepts::Number { .. }, DeValue::Integer(it)) => {
                 self.number(integer(it).map(|it| it as f64), it.as_str(), span.clone())?
             }
@@ -246,6 +260,20 @@ impl Reader<'_> {
             (Accepts::References | Accepts::Patterns | Accepts::File, DeValue::String(it)) => {
                 Item::Text(it.to_string())
             }
+            (Accepts::Text, DeValue::String(it)) => {
+                if it.trim().is_empty() {
+                    self.report(ProblemKind::NoText { key: self.key.name.to_owned() }, span);
+                    return None;
+                }
+                Item::Text(it.trim().to_owned())
+            }
+            (Accepts::Time, DeValue::String(it)) => match humantime::parse_duration(it) {
+                Ok(time) if !time.is_zero() => Item::Time(time),
+                _ => {
+                    self.report(ProblemKind::NotATime { key: self.key.name.to_owned(), value: shown(it) }, span);
+                    return None;
+                }
+            },
             (Accepts::Glob, DeValue::String(it)) => {
                 if let Err(error) = Glob::new(it) {
                     let reason = error.kind().to_string();
@@ -269,12 +297,12 @@ impl Reader<'_> {
         Some((item, span))
     }
 
-    fn size(&mut self, value: &DeInteger<'_>, most: usize, span: Range<usize>) -> Option<Item> {
-        let size = integer(value).and_then(|it| usize::try_from(it).ok()).filter(|it| (1..=most).contains(it));
-        if size.is_none() {
-            self.out_of_range(&value.to_string(), format!("between 1 and {most}"), span);
+    fn count(&mut self, value: &DeInteger<'_>, low: usize, high: usize, span: Range<usize>) -> Option<Item> {
+        let count = integer(value).and_then(|it| usize::try_from(it).ok()).filter(|it| (low..=high).contains(it));
+        if count.is_none() {
+            self.out_of_range(&value.to_string(), format!("between {low} and {high}"), span);
         }
-        size.map(Item::Size)
+        count.map(Item::Size)
     }
 
     fn number(&mut self, value: Option<f64>, text: &str, span: Range<usize>) -> Option<Item> {
@@ -288,17 +316,8 @@ impl Reader<'_> {
     }
 
     fn choice(&mut self, value: &str, span: Range<usize>) -> Option<Item> {
-        let (what, later) = (self.key.name, self.key.accepts);
-        match later {
-            Accepts::Choice { names, later } if later.contains(&value) => {
-                self.report(ProblemKind::NotYet { what, value: value.to_owned(), available: names }, span);
-                None
-            }
-            Accepts::Choice { names, .. } | Accepts::Choices { names } => {
-                self.one_of(value, names, article(what), span)
-            }
-            _ => None,
-        }
+        let (Accepts::Choice { names } | Accepts::Choices { names }) = self.key.accepts else { return None };
+        self.one_of(value, names, article(self.key.name), span)
     }
 
     fn one_of(&mut self, value: &str, names: &[&str], what: &'static str, span: Range<usize>) -> Option<Item> {
@@ -309,6 +328,12 @@ impl Reader<'_> {
         self.report(ProblemKind::NotOneOf { what, value: shown(value), known, declared_by: None }, span);
         None
     }
+}
+
+/// Whether somebody who writes this key means a secret by it.
+fn is_secret(key: &str) -> bool {
+    let plain = key.to_ascii_lowercase().replace(['-', '_'], "");
+    ["key", "apikey", "token", "secret", "password", "authorization"].contains(&plain.as_str())
 }
 
 /// What a key with a name names.

@@ -58,8 +58,16 @@ messages! {
     an_unknown_key_far_from_all_gets_the_list => message_for_project("[project]\nname = \"demo\"\ncolour = \"red\"\n");
     an_unknown_table_is_named => message_for_project("[project]\nname = \"demo\"\n[tunning.fast]\nstrategy = \"heuristic\"\n");
     a_key_of_another_kind_is_told_apart_from_an_unknown_one => message_for(&format!("[block.a]\n{MATMUL}heads = 4\n"));
-    a_search_budget_is_unknown_while_nothing_searches =>
-        message_for_project("[project]\nname = \"demo\"\n[tuning.quick]\nstrategy = \"heuristic\"\ntrials = 32\n");
+    a_search_without_trials_is_out_of_range =>
+        message_for_project("[project]\nname = \"demo\"\n[tuning.quick]\nstrategy = \"random\"\ntrials = 0\n");
+    a_time_without_a_unit_is_not_a_time =>
+        message_for_project("[project]\nname = \"demo\"\n[tuning.quick]\nstrategy = \"random\"\ntime = \"20\"\n");
+    an_unknown_strategy_is_named_with_the_nearest =>
+        message_for_project("[project]\nname = \"demo\"\n[tuning.quick]\nstrategy = \"evolution\"\n");
+    a_key_of_a_language_model_does_not_belong_in_a_manifest =>
+        message_for_project("[project]\nname = \"demo\"\n[tuning.q]\nstrategy = \"llm\"\n[tuning.q.llm]\napi-key = \"sk-1\"\n");
+    an_unknown_key_of_a_language_model_is_named =>
+        message_for_project("[project]\nname = \"demo\"\n[tuning.q]\nstrategy = \"llm\"\n[tuning.q.llm]\nmodell = \"m\"\nendpoint = \"\"\n");
     a_project_table_in_a_workload_is_sent_home => message_for("[pipeline.fast]\npasses = []\n");
 
     a_string_for_an_integer_is_a_wrong_type => message_for(&transformer("heads = \"four\"\n"));
@@ -106,7 +114,6 @@ messages! {
         message_for_project("[project]\nname = \"demo\"\n[target.gpu]\nbackend = \"gpu\"\nthreads = 4\n[target.cpu]\nadapter = \"*\"\nbackend = \"cpu\"\n");
     an_adapter_that_is_no_pattern_is_underlined =>
         message_for_project("[project]\nname = \"demo\"\n[target.gpu]\nbackend = \"gpu\"\nadapter = \"[H200\"\n");
-    a_strategy_to_come_is_not_available => message_for_project("[project]\nname = \"demo\"\n[tuning.default]\nstrategy = \"evolutionary\"\n");
     a_name_that_is_no_file_name_is_refused => message_for(&format!("[block.\"../Up\"]\n{MATMUL}"));
 
     a_block_twice_in_one_file_is_shown_twice => message_for(&format!("[block.a]\n{MATMUL}\n[block.a]\n{MATMUL}"));

@@ -1,18 +1,19 @@
 //! Plans are data: what a block computes once the passes have run ([`stage`]), how each stage is to be generated
-//! ([`schedule`]; on a GPU [`gpu`]), which schedules are legal ([`constraint`]), and how the compiled kernel is called ([`kernel`]; on a
-//! GPU [`program`]). A plan file
-//! that somebody hands over is read by [`read`].
+//! ([`schedule`]; on a GPU [`gpu`]), which schedules are legal ([`constraint`]) and which of them a search chooses from ([`space`]), and how
+//! the compiled kernel is called ([`kernel`]; on a GPU [`program`]). A plan file that somebody hands over is read by [`read`].
 //! Nothing here does IO or starts anything; both processes read it.
 
 pub mod constraint;
 pub mod gpu;
 pub mod kernel;
+pub mod operation;
 pub mod program;
 pub mod read;
 pub mod schedule;
+pub mod space;
 pub mod stage;
 
-use crate::digest::Digest;
+use crate::{digest::Digest, manifest::spec::Pass};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -29,6 +30,9 @@ pub struct Plan {
     pub block: String,
     pub target: String,
     pub provenance: Provenance,
+    /// Passes of the block's pipeline that the stages are made without: fusions that do not pay here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<Pass>,
     /// By stage name.
     pub stages: BTreeMap<String, schedule::Schedule>,
     /// The project's own shader templates that the stages are rendered from, by file name, with the digests of their texts. They
@@ -44,6 +48,19 @@ pub struct Provenance {
     pub strategy: String,
     /// Trials measured to find it; 0 for the analytic heuristic.
     pub trials: u32,
+    /// Who proposed the schedules of stages that are not the heuristic's, by stage.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub origins: BTreeMap<String, String>,
+    /// What went otherwise than the strategy says, e.g. that a language model did not answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remarks: Vec<String>,
+}
+
+impl Provenance {
+    /// Of a plan that this strategy made without a trial.
+    pub fn new(strategy: &str) -> Self {
+        Self { strategy: strategy.to_owned(), trials: 0, origins: BTreeMap::new(), remarks: Vec::new() }
+    }
 }
 
 /// A stage's operation or its schedule for people, in one line: the kind, then every field as `name=value`, what is not there left

@@ -261,7 +261,8 @@ mod tests {
             version: PLAN_VERSION,
             block: "plain".to_owned(),
             target: "cpu".to_owned(),
-            provenance: Provenance { strategy: "heuristic".to_owned(), trials: 0 },
+            provenance: Provenance::new("heuristic"),
+            without: Vec::new(),
             stages: BTreeMap::new(),
             shaders: BTreeMap::new(),
         };

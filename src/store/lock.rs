@@ -136,6 +136,6 @@ fn read_holder(file: &mut File) -> Holder {
 }
 
 /// Seconds since 1970.
-pub(super) fn unix_now() -> u64 {
+pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |it| it.as_secs())
 }

@@ -195,9 +195,14 @@ impl Records {
 
     /// Every step, by name.
     pub fn steps(&self) -> Vec<StepEntry> {
+        self.steps_of("")
+    }
+
+    /// The steps whose names begin like this, by name.
+    pub fn steps_of(&self, prefix: &str) -> Vec<StepEntry> {
         let state = self.state();
         let entry = |(step, &(latest, before)): (&String, &_)| StepEntry { step: step.clone(), latest, before };
-        let mut steps: Vec<_> = state.steps.iter().map(entry).collect();
+        let mut steps: Vec<_> = state.steps.iter().filter(|it| it.0.starts_with(prefix)).map(entry).collect();
         steps.sort_by(|a, b| a.step.cmp(&b.step));
         steps
     }

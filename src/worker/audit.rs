@@ -93,7 +93,7 @@ pub fn rejection(gates: &[GateResult]) -> Option<Failure> {
     let name = gate.gate.name();
     let at = gate.stage.as_ref().map(|it| format!(" at stage `{it}`")).unwrap_or_default();
     let message = format!("gate {name} ({}) did not pass{at}: {}", gate.case, gate.message);
-    let failure = Failure::new(rejected_by(gate.gate), message);
+    let failure = Failure::new(rejected_by(gate.gate), message).by_gate(gate.gate);
     let failure = failure.with_detail(format!("{} of {} checks did not pass", failed.len(), gates.len()));
     Some(match &gate.stage {
         None => failure,
@@ -130,7 +130,7 @@ mod tests {
         let failure = rejection(&[passed.clone(), gate]).unwrap();
         assert_eq!(failure.stage.as_deref(), Some("attn.q"));
         assert_eq!(failure.message, "gate v2-bound (normal) did not pass at stage `attn.q`: 3.0 times the bound");
-        assert_eq!(failure.kind, FailureKind::NumericMismatch);
+        assert_eq!((failure.kind, failure.gate), (FailureKind::NumericMismatch, Some(Gate::V2Bound)));
         for (gate, kind) in [
             (Gate::V0Legality, FailureKind::IllegalPlan),
             (Gate::V4Memory, FailureKind::Memory),

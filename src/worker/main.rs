@@ -14,6 +14,7 @@ mod mutate;
 mod on_gpu;
 mod run;
 mod serve;
+mod tries;
 mod verify;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};

@@ -9,29 +9,53 @@ use crate::{
     },
     measure, mutate, run as run_kernel,
     serve::{Blobs, Inputs, Rejected, drawn, json, judged, one},
+    tries,
     verify::{self, gpu::candidate::OnGpu},
 };
 use kernelforge::{
     host::{Device, gpu::GpuFacts},
     manifest::spec::{BlockSpec, Pass},
     plan::{Plan, program::Program, stage::StageGraph},
-    protocol::{Failure, audit::Audit, audit::Subject, blob, corpus::Case},
+    protocol::{Failure, FailureKind, audit::Audit, audit::Subject, blob, corpus::Case},
 };
 use std::collections::BTreeMap;
 
 /// Renders the shaders of a plan: the object is their texts, and `lowered` all of them for people.
 pub fn compile(inputs: &Inputs<'_>, gpu: &GpuFacts, own: &BTreeMap<String, String>) -> Result<Blobs, Failure> {
     let (stages, plan) = (inputs.parse::<StageGraph>(blob::STAGES)?, inputs.parse::<Plan>(blob::PLAN)?);
-    let Compiled { program, sources } = match inputs.optional(blob::LOWERED)? {
+    compiled(&match inputs.optional(blob::LOWERED)? {
         None => codegen::gpu::compile(&stages, &plan, gpu, own)?,
         Some(text) => codegen::gpu::compile_given(&stages, &plan, gpu, own, &text)?,
-    };
-    let lowered = codegen::gpu::listing(&program, &sources);
-    Ok(Blobs::from([
-        (blob::OBJECT, json(&sources)?),
-        (blob::KERNEL, json(&program)?),
-        (blob::LOWERED, lowered.into_bytes()),
-    ]))
+    })
+}
+
+fn compiled(Compiled { program, sources }: &Compiled) -> Result<Blobs, Failure> {
+    let lowered = codegen::gpu::listing(program, sources).into_bytes();
+    Ok(Blobs::from([(blob::OBJECT, json(sources)?), (blob::KERNEL, json(program)?), (blob::LOWERED, lowered)]))
+}
+
+pub fn attempt(
+    inputs: &Inputs<'_>,
+    gpu: &GpuFacts,
+    seed: u64,
+    own: &BTreeMap<String, String>,
+) -> Result<Blobs, Failure> {
+    let (graph, plan) = (&inputs.parse::<StageGraph>(blob::STAGES)?, &inputs.parse::<Plan>(blob::PLAN)?);
+    let request = tries::Request { graph, plan, given: inputs.optional(blob::LOWERED)?, seed };
+    compiled(&tries::on_gpu(request, gpu, own, Some(inputs.cas))?)
+}
+
+pub fn race(inputs: &Inputs<'_>, gpu: &GpuFacts, entrants: usize, time_ms: u64) -> Result<Blobs, Failure> {
+    let entrants = inputs.entrants::<Program>(entrants)?.into_iter().map(|(object, program)| {
+        let sources = serde_json::from_slice::<Vec<String>>(&object);
+        let sources = sources.map_err(|error| {
+            Failure::new(FailureKind::Internal, format!("an entrant's object is no list of shaders: {error}"))
+        })?;
+        Ok((sources, program))
+    });
+    let entrants = entrants.collect::<Result<Vec<_>, Failure>>()?;
+    let gpu = Gpu::open(gpu, Some(inputs.cas))?;
+    Ok(one(blob::RACE, json(&measure::gpu::race::race(&gpu, &entrants, time_ms)?)?))
 }
 
 pub fn verify(

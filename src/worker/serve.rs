@@ -1,17 +1,20 @@
 //! The worker's end of the protocol: actions in, outcomes out, and the one dispatch of action kinds.
 //!
-//! What is not here: the wall clock (the tool kills a worker that is late) and any state between actions (an action reads
-//! its inputs from the store and leaves its outputs there, so a replaced worker has lost nothing).
+//! What is not here: the wall clock (the tool kills a worker that is late) and any state between actions that an outcome could
+//! depend on (an action reads its inputs from the store and leaves its outputs there, so a replaced worker has lost nothing but the
+//! time that an open device or a remembered reference saves).
 
-use crate::{audit, codegen, device, ir, limits, measure, mutate, on_gpu, run as run_kernel, verify};
+use crate::{audit, codegen, device, ir, limits, measure, mutate, on_gpu, run as run_kernel, tries, verify};
 use kernelforge::{
     digest::Digest,
     host::{CpuFacts, Device},
     manifest::spec::{BlockSpec, Pass},
     plan::{Plan, kernel::Kernel, stage::StageGraph},
     protocol::{
-        Action, ActionKind, Done, Failure, FailureKind, Fault, Hello, Outcome, PROTOCOL_VERSION, audit::Audit, blob,
-        recipe,
+        Action, ActionKind, Done, Failure, FailureKind, Fault, Hello, Outcome, PROTOCOL_VERSION,
+        audit::Audit,
+        blob, recipe,
+        tuning::{entrant_kernel, entrant_object},
     },
     store::cas::Cas,
 };
@@ -187,15 +190,10 @@ fn dispatch(action: &Action, cas: &Cas, allow_faults: bool) -> Result<Blobs, Rej
             };
             audit::here(cpu)?;
             let (stages, plan) = (inputs.parse::<StageGraph>(blob::STAGES)?, inputs.parse::<Plan>(blob::PLAN)?);
-            let compiled = match inputs.optional(blob::LOWERED)? {
+            Ok(compiled(match inputs.optional(blob::LOWERED)? {
                 None => codegen::cpu::compile(&stages, &plan, cpu)?,
                 Some(text) => codegen::cpu::compile_given(&stages, &plan, cpu, text)?,
-            };
-            Ok(Blobs::from([
-                (blob::OBJECT, compiled.object),
-                (blob::KERNEL, json(&compiled.kernel)?),
-                (blob::LOWERED, compiled.lowered.into_bytes()),
-            ]))
+            })?)
         }
         ActionKind::Verify { block, device: Device::Gpu(gpu), seed, corpus, .. } => {
             on_gpu::verify(&inputs, gpu, block, *seed, corpus)
@@ -221,6 +219,24 @@ fn dispatch(action: &Action, cas: &Cas, allow_faults: bool) -> Result<Blobs, Rej
             inputs.require_audit(&CpuFacts::detect().fingerprint())?;
             let benchmark = measure::benchmark::benchmark(&object, &kernel, cpu, *threads, *time_ms)?;
             judged(one(blob::BENCHMARK, json(&benchmark)?), audit::rejection(&benchmark.checks))
+        }
+        ActionKind::Try { device: Device::Gpu(gpu), seed, shaders, .. } => {
+            Ok(on_gpu::attempt(&inputs, gpu, *seed, shaders)?)
+        }
+        ActionKind::Try { device: Device::Cpu(cpu), threads, seed, .. } => {
+            audit::here(cpu)?;
+            let (graph, plan) = (&inputs.parse::<StageGraph>(blob::STAGES)?, &inputs.parse::<Plan>(blob::PLAN)?);
+            let request = tries::Request { graph, plan, given: inputs.optional(blob::LOWERED)?, seed: *seed };
+            Ok(compiled(tries::on_cpu(request, cpu, *threads)?)?)
+        }
+        ActionKind::Race { device: Device::Gpu(gpu), entrants, time_ms, .. } => {
+            Ok(on_gpu::race(&inputs, gpu, *entrants, *time_ms)?)
+        }
+        ActionKind::Race { device: Device::Cpu(cpu), threads, entrants, time_ms, variants } => {
+            audit::here(cpu)?;
+            let rules = measure::race::Rules { threads: *threads, time_ms: *time_ms, variants: *variants };
+            let race = measure::race::race(&inputs.entrants(*entrants)?, cpu, rules)?;
+            Ok(one(blob::RACE, json(&race)?))
         }
         ActionKind::BenchMatmul { cpu, threads, time_ms } => {
             audit::here(cpu)?;
@@ -264,6 +280,11 @@ fn dispatch(action: &Action, cas: &Cas, allow_faults: bool) -> Result<Blobs, Rej
             Err(refusal.with_hint("`kforge-worker serve --allow-faults`; for tests only").into())
         }
     }
+}
+
+fn compiled(it: codegen::Compiled) -> Result<Blobs, Failure> {
+    let kernel = json(&it.kernel)?;
+    Ok(Blobs::from([(blob::OBJECT, it.object), (blob::KERNEL, kernel), (blob::LOWERED, it.lowered.into_bytes())]))
 }
 
 pub fn one(name: &'static str, bytes: Vec<u8>) -> Blobs {
@@ -317,6 +338,12 @@ impl Inputs<'_> {
         serde_json::from_slice(&bytes).map_err(|error| {
             Failure::new(FailureKind::Internal, format!("input `{name}` is not what its name says: {error}"))
         })
+    }
+
+    /// The kernels of a race, in order.
+    pub fn entrants<K: DeserializeOwned>(&self, count: usize) -> Result<Vec<(Vec<u8>, K)>, Failure> {
+        let entrant = |it: usize| Ok((self.bytes(&entrant_object(it))?, self.parse::<K>(&entrant_kernel(it))?));
+        (0..count).map(entrant).collect()
     }
 
     /// Refuses the action unless its audit covers its kernel on the device with this fingerprint.
@@ -380,11 +407,12 @@ mod tests {
     use super::*;
     use kernelforge::{
         manifest::spec::Dtype,
-        plan::{PLAN_VERSION, Provenance},
+        plan::{PLAN_VERSION, Provenance, operation},
         protocol::{
             Limits,
             audit::{Rejection, Ruling},
             mutation::KilledBy,
+            tuning,
         },
     };
 
@@ -436,13 +464,14 @@ mod tests {
     fn verified() -> (Vec<u8>, Vec<u8>, Vec<u8>, Audit) {
         let block = BlockSpec::Matmul { m: 2, n: 4, k: 3, bias: false, activation: None, dtype: Dtype::F32 };
         let stages = ir::build("plain", &block, &[], &BTreeMap::new()).unwrap().stages;
-        let provenance = Provenance { strategy: "test".to_owned(), trials: 0 };
+        let provenance = Provenance::new("test");
         let (name, target) = ("plain".to_owned(), "cpu".to_owned());
         let plan = Plan {
             version: PLAN_VERSION,
             block: name,
             target,
             provenance,
+            without: Vec::new(),
             stages: BTreeMap::new(),
             shaders: BTreeMap::new(),
         };
@@ -516,12 +545,51 @@ mod tests {
             ActionKind::Compile { device: cpu.clone().into(), shaders: BTreeMap::new() },
             ActionKind::Verify { block, device: cpu.clone().into(), threads: 1, seed: 1, corpus: vec![] },
             ActionKind::Benchmark { device: cpu.clone().into(), threads: 1, time_ms: 1 },
+            ActionKind::Try { device: cpu.clone().into(), threads: 1, seed: 1, shaders: BTreeMap::new() },
+            ActionKind::Race { device: cpu.clone().into(), threads: 1, entrants: 1, time_ms: 1, variants: false },
             ActionKind::BenchMatmul { cpu, threads: 1, time_ms: 1 },
         ] {
             let failure = execute_on(kind, &[]);
             assert_eq!(failure.kind, FailureKind::DeviceUnavailable, "{failure:?}");
             assert!(failure.message.starts_with("the action is for device "), "{}", failure.message);
         }
+    }
+
+    #[test]
+    fn what_was_tried_can_race() {
+        let folder = tempfile::tempdir().unwrap();
+        let cas = Cas::open(folder.path()).unwrap();
+        let block = BlockSpec::Matmul { m: 2, n: 4, k: 3, bias: false, activation: None, dtype: Dtype::F32 };
+        let stages = ir::build("plain", &block, &[], &BTreeMap::new()).unwrap().stages;
+        let mut graph = operation::isolate(&stages, &stages.stages[0]);
+        let provenance = Provenance::new("test");
+        let plan = Plan {
+            version: PLAN_VERSION,
+            block: "op".to_owned(),
+            target: "cpu".to_owned(),
+            provenance,
+            without: Vec::new(),
+            stages: BTreeMap::new(),
+            shaders: BTreeMap::new(),
+        };
+        // The stage that no pass asked a schedule for.
+        graph.stages[0].scheduled = false;
+        let device: Device = CpuFacts::detect().into();
+        let mut it = action(ActionKind::Try { device: device.clone(), threads: 1, seed: 1, shaders: BTreeMap::new() });
+        let put = |value: &[u8]| cas.put(value).unwrap();
+        it.inputs.insert(blob::STAGES.to_owned(), put(&json(&graph).unwrap()));
+        it.inputs.insert(blob::PLAN.to_owned(), put(&json(&plan).unwrap()));
+        let tried = execute(&it, &cas, false).result.unwrap().outputs;
+        assert_eq!(tried.keys().collect::<Vec<_>>(), [blob::KERNEL, blob::LOWERED, blob::OBJECT]);
+        let mut it = action(ActionKind::Race { device, threads: 1, entrants: 2, time_ms: 1, variants: true });
+        for entrant in 0..2 {
+            it.inputs.insert(entrant_object(entrant), tried[blob::OBJECT]);
+            it.inputs.insert(entrant_kernel(entrant), tried[blob::KERNEL]);
+        }
+        let raced = execute(&it, &cas, false).result.unwrap().outputs;
+        let race: tuning::Race = serde_json::from_slice(&cas.get(&raced[blob::RACE]).unwrap()).unwrap();
+        assert_eq!(race.entrants.len(), 2);
+        assert!(race.variants.len() >= 3 && race.drift().is_finite());
     }
 
     #[test]

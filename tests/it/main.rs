@@ -5,6 +5,10 @@ mod build;
 #[cfg(feature = "worker")]
 mod cache;
 #[cfg(feature = "worker")]
+#[allow(dead_code)]
+#[path = "../../src/build/search/llm/testing/server.rs"]
+mod chat_server;
+#[cfg(feature = "worker")]
 mod commands;
 #[cfg(feature = "worker")]
 mod faults;
@@ -25,6 +29,8 @@ mod structure;
 mod telling;
 #[cfg(feature = "worker")]
 mod together;
+#[cfg(feature = "worker")]
+mod tune;
 #[cfg(feature = "worker")]
 mod uptodate;
 #[cfg(feature = "worker")]

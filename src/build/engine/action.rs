@@ -9,11 +9,16 @@ use crate::{
         graph::{BlockTarget, Graph, Outputs, Rules, Step, StepKind},
         report::{self, BlockReport},
         search::{self, templates},
+        tune::{
+            self, Progress, Stop,
+            block::{Context, Tuned},
+            ledger::{Ledger, On, Scope},
+        },
     },
     digest::Digest,
     host::{CpuFacts, Device},
     manifest::spec::Origin,
-    plan::{Plan, stage::StageGraph},
+    plan::{Plan, operation, stage::StageGraph},
     protocol::{
         ActionKind, Done, Failure, FailureKind, Limits, PassReport,
         audit::{Audit, Rejection, Subject},
@@ -25,6 +30,7 @@ use serde::de::DeserializeOwned;
 use std::{
     collections::BTreeMap,
     fs,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -81,7 +87,9 @@ pub fn with_driver(limits: Limits, action: &ActionKind) -> Limits {
         ActionKind::Verify { device, .. }
         | ActionKind::Benchmark { device, .. }
         | ActionKind::Run { device, .. }
-        | ActionKind::Mutant { device, .. } => matches!(device, Device::Gpu(_)),
+        | ActionKind::Mutant { device, .. }
+        | ActionKind::Try { device, .. }
+        | ActionKind::Race { device, .. } => matches!(device, Device::Gpu(_)),
         _ => false,
     };
     let memory_bytes = limits.memory_bytes.saturating_add(if gpu { DRIVER_RESERVES } else { 0 });
@@ -118,8 +126,12 @@ impl Seated for Seat<'_> {
         workspace: &Workspace<'_>,
         step: &Step,
         inputs: BTreeMap<String, Digest>,
-        token: &Token,
+        token: &Arc<Token>,
+        told: &dyn Fn(&Progress<'_>),
     ) -> Result<Result<Outputs, Failure>, WorkerError> {
+        if step.searches {
+            return search(workspace, step, inputs, (self, token), told);
+        }
         perform(workspace, step, inputs, (self, token))
     }
 }
@@ -226,19 +238,83 @@ fn in_process(workspace: &Workspace<'_>, step: &Step, inputs: &BTreeMap<String, 
     let (name, bytes) = match step.kind {
         StepKind::Plan => {
             let stages: StageGraph = read(workspace.store, inputs, blob::STAGES)?;
-            (blob::PLAN, pretty(&plan(&stages, block, workspace.rules))?)
+            (blob::PLAN, pretty(&plan(workspace.store, &stages, block, workspace.rules))?)
         }
         StepKind::Report => (blob::REPORT, pretty(&report(workspace, step, block, inputs)?)?),
         _ => return Err(Failure::new(FailureKind::Internal, format!("nobody does `{}`", step.identity()))),
     };
     let digest = workspace.store.cas.put(&bytes);
     let digest = digest.map_err(|error| Failure::new(FailureKind::Io, error.to_string()))?;
-    Ok(Outputs::from([(name.to_owned(), digest)]))
+    let mut outputs = Outputs::from([(name.to_owned(), digest)]);
+    if step.kind == StepKind::Plan {
+        // Of the heuristic's plans the pipeline decides.
+        for name in [blob::STAGES, blob::PASSES] {
+            outputs.insert(name, *inputs.get(name).ok_or_else(|| no_input(name))?);
+        }
+    }
+    Ok(outputs)
 }
 
-/// What is found by searching, for this block on its target.
-fn plan(stages: &StageGraph, block: &BlockTarget, rules: &Rules) -> Plan {
-    search::plan(stages, (&block.name, &block.target), (&block.device, block.hybrid_softmax), &rules.shaders)
+/// The heuristic's plan for this block on its target, with the best schedules that searches found on this device.
+fn plan(store: &Store, stages: &StageGraph, block: &BlockTarget, rules: &Rules) -> Plan {
+    let device = (&*block.device, block.hybrid_softmax);
+    let mut plan = search::plan(stages, (&block.name, &block.target), device, &rules.shaders);
+    if !rules.best.contains_key(&(block.device.fingerprint(), block.threads)) {
+        return plan;
+    }
+    for stage in stages.stages.iter().filter(|it| it.scheduled) {
+        let signature = operation::signature(&operation::isolate(stages, stage));
+        let scope = Scope::new((signature, &stage.op), On::of(block));
+        if let Some(best) = (Ledger { store }).best(&scope) {
+            plan.provenance.origins.insert(stage.name.clone(), format!("the best known: {}", best.origin));
+            plan.stages.insert(stage.name.clone(), best.schedule);
+        }
+    }
+    plan.shaders = templates::used(stages, &plan.stages, &block.device, &rules.shaders);
+    plan
+}
+
+/// A plan that is found by measuring.
+fn search(
+    workspace: &Workspace<'_>,
+    step: &Step,
+    inputs: BTreeMap<String, Digest>,
+    (seat, token): (&mut Seat<'_>, &Arc<Token>),
+    told: &dyn Fn(&Progress<'_>),
+) -> Result<Result<Outputs, Failure>, WorkerError> {
+    let subject = step.subject.and_then(|it| Some((workspace.blocks.get(it)?, workspace.origins.get(it)?)));
+    let Some(subject) = subject else {
+        return Ok(Err(Failure::new(FailureKind::Internal, "a search is about no block")));
+    };
+    let cancelled = Arc::clone(token);
+    let context = Context {
+        store: workspace.store,
+        toolchain: seat.toolchain(),
+        leash: seat.leash(),
+        token,
+        cpu: workspace.cpu,
+        rules: workspace.rules,
+        cancelled: Arc::new(move || cancelled.is_revoked()),
+    };
+    let tuned = match tune::block::tune(&context, subject, inputs, told) {
+        Ok(tuned) => tuned,
+        Err(Stop::Worker(error)) => return Err(error),
+        Err(Stop::Failed(failure)) => return Ok(Err(failure)),
+        Err(Stop::Store(error)) => return Ok(Err(Failure::new(FailureKind::Io, error.to_string()))),
+    };
+    Ok(kept(workspace.store, &tuned))
+}
+
+fn kept(store: &Store, tuned: &Tuned) -> Result<Outputs, Failure> {
+    let mut outputs = Outputs::default();
+    for (name, bytes) in [(blob::PLAN, pretty(&tuned.plan)?), (blob::SEARCH, pretty(tuned)?)] {
+        let digest = store.cas.put(&bytes).map_err(|error| Failure::new(FailureKind::Io, error.to_string()))?;
+        outputs.insert(name, digest);
+    }
+    for name in [blob::STAGES, blob::PASSES] {
+        outputs.insert(name, *tuned.ir.get(name).ok_or_else(|| no_input(name))?);
+    }
+    Ok(outputs)
 }
 
 fn report(

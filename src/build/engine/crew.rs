@@ -10,7 +10,10 @@ use super::{
     worker::{Leash, Token, WorkerError},
 };
 use crate::{
-    build::graph::{History, Outputs, Recorded, StaleReason, Step, StepId, StepKind},
+    build::{
+        graph::{History, Outputs, Recorded, StaleReason, Step, StepId, StepKind},
+        tune::Progress,
+    },
     digest::Digest,
     protocol::{Failure, FailureKind},
     store::lock::{Holder, Lock, LockError},
@@ -33,13 +36,15 @@ pub trait Seated {
     /// Makes ready for a step of this kind. The worker process that will do it, if one does.
     fn prepare(&mut self, kind: StepKind) -> Result<Option<u32>, WorkerError>;
 
-    /// Does the step. The outer error is about having a worker at all, the inner one about the step.
+    /// Does the step, and tells how far it is where that takes long. The outer error is about having a worker at all, the inner one
+    /// about the step.
     fn perform(
         &mut self,
         workspace: &Workspace<'_>,
         step: &Step,
         inputs: BTreeMap<String, Digest>,
-        token: &Token,
+        token: &Arc<Token>,
+        told: &dyn Fn(&Progress<'_>),
     ) -> Result<Result<Outputs, Failure>, WorkerError>;
 }
 
@@ -164,14 +169,15 @@ impl Crew<'_> {
         &self,
         job: &Job,
         step: &Step,
-        token: &Token,
+        token: &Arc<Token>,
         number: usize,
         seat: &mut dyn Seated,
     ) -> Result<Result<Outputs, Failure>, WorkerError> {
         let worker = seat.prepare(step.kind)?;
         self.observer.event(Event::Started { step, reason: &job.reason, seat: number, worker });
         let start = Instant::now();
-        let result = seat.perform(self.workspace, step, job.inputs.clone(), token);
+        let told = |progress: &Progress<'_>| self.observer.event(Event::Searching { step, progress });
+        let result = seat.perform(self.workspace, step, job.inputs.clone(), token, &told);
         self.observer.event(Event::Done { step, seat: number, wall: start.elapsed() });
         result
     }

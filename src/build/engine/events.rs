@@ -95,6 +95,19 @@ enum Told<'a> {
         /// The process id of the worker that does it; null where the tool does it itself.
         worker: Option<u32>,
     },
+    /// The search of a plan goes on.
+    Searching {
+        step: &'a str,
+        /// The stage that is searched, or `the whole block`.
+        what: &'a str,
+        /// Schedules that the strategy was told of, and how many it may be.
+        trials: usize,
+        budget: usize,
+        /// Of these, how many were tried now.
+        new: usize,
+        /// The best time so far as a share of that of the heuristic's schedule.
+        best: f64,
+    },
     /// The seat has done with the step; what became of it is told when it is recorded.
     Done {
         step: &'a str,
@@ -175,6 +188,14 @@ impl<'a> Told<'a> {
                 Self::WorkerStarted { seat, process, wall_us: micros(wall) }
             }
             Event::Started { step, reason: _, seat, worker } => Self::Started { step: step.identity(), seat, worker },
+            Event::Searching { step, progress } => Self::Searching {
+                step: step.identity(),
+                what: progress.what,
+                trials: progress.trials.0,
+                budget: progress.trials.1,
+                new: progress.new,
+                best: progress.best,
+            },
             Event::Done { step, seat, wall } => Self::Done { step: step.identity(), seat, wall_us: micros(wall) },
             Event::Finished { step, wall, unchanged } => {
                 Self::Finished { step: step.identity(), wall_us: micros(wall), unchanged }

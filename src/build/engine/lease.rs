@@ -53,8 +53,11 @@ pub enum Use {
 /// | benchmark for a GPU | shared: it submits, and measures nothing of the CPU | alone |
 /// | benchmark for a software GPU, or with the softmax on the CPU | alone | alone |
 ///
-/// Plan and report are a moment's work of the tool itself and need nothing.
+/// Report, and a plan of the heuristic, are a moment's work of the tool itself and need nothing. A plan that is searched needs what
+/// a benchmark does.
 pub fn needs(kind: StepKind, cpu: &CpuFacts, block: Option<&BlockTarget>) -> Vec<(Digest, Use)> {
+    let searches = kind == StepKind::Plan && block.is_some_and(|it| it.tuning.strategy.searches());
+    let kind = if searches { StepKind::Benchmark } else { kind };
     let exclusive = kind.class() == (Class::Device { exclusive: true });
     let gpu = block.and_then(|it| match &*it.device {
         Device::Gpu(gpu) => Some((gpu, gpu.software() || it.hybrid_softmax)),

@@ -1,7 +1,10 @@
 //! What a build tells while it runs. The engine knows nothing of terminals; whoever shows progress implements [`Observer`].
 
 use crate::{
-    build::graph::{StaleReason, Step},
+    build::{
+        graph::{StaleReason, Step},
+        tune::Progress,
+    },
     protocol::Failure,
     store::lock::Holder,
 };
@@ -41,6 +44,11 @@ pub enum Event<'a> {
         reason: &'a StaleReason,
         seat: usize,
         worker: Option<u32>,
+    },
+    /// How far the search of a plan is.
+    Searching {
+        step: &'a Step,
+        progress: &'a Progress<'a>,
     },
     /// The seat has done with the step and may take the next one. What became of the step is told when it is recorded.
     Done {

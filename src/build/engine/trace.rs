@@ -149,6 +149,7 @@ impl State {
                 let running = Running { step: name, kind, seat, start: now, end: None, reason, worker };
                 self.running.insert(step.id, running);
             }
+            Event::Searching { .. } => {}
             Event::Done { step, .. } => {
                 if let Some(running) = self.running.get_mut(&step.id) {
                     running.end = Some(now);

@@ -131,8 +131,8 @@ pub struct Token(Mutex<Held>);
 #[derive(Debug, Default)]
 struct Held {
     revoked: bool,
-    /// That does the action.
-    child: Option<Arc<Mutex<Child>>>,
+    /// Those that do something for it: one, or those of a search.
+    children: Vec<Arc<Mutex<Child>>>,
 }
 
 impl Token {
@@ -140,7 +140,7 @@ impl Token {
     pub fn revoke(&self) {
         let mut held = lock(&self.0);
         held.revoked = true;
-        if let Some(child) = &held.child {
+        for child in &held.children {
             kill(&mut lock(child));
         }
     }
@@ -152,13 +152,13 @@ impl Token {
     /// Whether the action may begin.
     fn hold(&self, child: &Arc<Mutex<Child>>) -> bool {
         let mut held = lock(&self.0);
-        held.child = Some(Arc::clone(child));
+        held.children.push(Arc::clone(child));
         !held.revoked
     }
 
     /// The worker is not this action's any more.
-    fn release(&self) {
-        lock(&self.0).child = None;
+    fn release(&self, child: &Arc<Mutex<Child>>) {
+        lock(&self.0).children.retain(|it| !Arc::ptr_eq(it, child));
     }
 }
 
@@ -428,6 +428,14 @@ impl<'a> Seat<'a> {
         Self { toolchain, leash, worker: None, on_start: &|_, _| () }
     }
 
+    pub const fn toolchain(&self) -> &'a Toolchain {
+        self.toolchain
+    }
+
+    pub const fn leash(&self) -> &'a Leash {
+        self.leash
+    }
+
     pub fn on_start(mut self, on_start: &'a OnStart<'a>) -> Self {
         self.on_start = on_start;
         self
@@ -483,11 +491,12 @@ impl<'a> Seat<'a> {
                 }
             };
             if !token.hold(&worker.child) {
+                token.release(&worker.child);
                 return Ok(Err(cancelled()));
             }
             let ended = || self.leash.is_cancelled() || token.is_revoked();
             let result = worker.execute(request, &ended);
-            token.release();
+            token.release(&worker.child);
             match result {
                 Some((result, health)) => {
                     if health == Health::Broken {

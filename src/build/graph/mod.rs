@@ -82,7 +82,7 @@ impl fmt::Display for StepKind {
 #[serde(rename_all = "kebab-case")]
 pub enum Class {
     Compute,
-    /// Proposes; runs in the tool itself.
+    /// Proposes; runs in the tool itself. What measures its proposals is of the other class.
     Search,
     /// Needs the target's device. `exclusive`: it measures, so nothing else of the build may run on the device.
     Device {
@@ -112,6 +112,8 @@ pub struct Step {
     pub threads: usize,
     /// The target's device is a GPU.
     pub on_gpu: bool,
+    /// A plan that is found by measuring.
+    pub searches: bool,
     /// Steps that must have succeeded before this one runs, ascending: the inputs' steps and the gates, whose content is not
     /// part of the key.
     pub deps: Vec<StepId>,
@@ -132,7 +134,7 @@ impl Step {
     }
 
     pub const fn class(&self) -> Class {
-        self.kind.class()
+        if self.searches { Class::Device { exclusive: true } } else { self.kind.class() }
     }
 
     /// The parts of the key that do not depend on other steps.
@@ -189,6 +191,7 @@ impl Graph {
             target,
             threads,
             on_gpu,
+            searches: false,
             deps,
             inputs,
             gates,
@@ -198,6 +201,11 @@ impl Graph {
         });
         self.dependents.push(Vec::new());
         id
+    }
+
+    /// The step measures what it proposes.
+    fn search(&mut self, id: StepId) {
+        self.steps[id.index()].searches = true;
     }
 
     /// Every step after the steps it depends on.

@@ -90,6 +90,7 @@ mod tests {
         super::tests::{Past, block, build, graph, outputs, transformer},
         *,
     };
+    use crate::manifest::Strategy;
 
     fn rows(page: &str) -> Vec<&str> {
         page.lines().filter(|it| it.starts_with("<tr data-state")).collect()
@@ -100,7 +101,7 @@ mod tests {
         let mut blocks = vec![block("gpt2", transformer())];
         let mut past = Past::default();
         build(&graph(&blocks), &mut past, |step, parts| outputs(step, parts, &[]));
-        blocks[0].strategy = "random".to_owned();
+        blocks[0].tuning.strategy = Strategy::Random;
         let graph = graph(&blocks);
         let decisions = graph.status(&past, |_| false);
         let mut last = vec![Some(Last { wall_us: 1500, finished_unix: 1_700_000_000 }); graph.len()];

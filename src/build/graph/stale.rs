@@ -66,7 +66,8 @@ pub fn change(previous: &KeyParts, now: &KeyParts) -> Option<StaleReason> {
     Some(StaleReason::InputsChanged { inputs: inputs.collect() })
 }
 
-/// The parts in which the two differ, in name order.
+/// The parts in which the two differ, in name order. With another strategy come and go parts that only searches have: they follow
+/// from it and are not named.
 pub fn diff(old: &KeyParts, new: &KeyParts) -> Vec<PartChange> {
     let mut names: Vec<_> = old.iter().chain(new.iter()).map(|it| it.0).collect();
     names.sort_unstable();
@@ -76,7 +77,11 @@ pub fn diff(old: &KeyParts, new: &KeyParts) -> Vec<PartChange> {
         let owned = |it: Option<&str>| it.map(str::to_owned);
         (old != new).then(|| PartChange { name: name.to_owned(), old: owned(old), new: owned(new) })
     };
-    names.into_iter().filter_map(change).collect()
+    let mut changes: Vec<PartChange> = names.into_iter().filter_map(change).collect();
+    if changes.iter().any(|it| it.name == "strategy") {
+        changes.retain(|it| it.old.is_some() && it.new.is_some());
+    }
+    changes
 }
 
 impl PartChange {
@@ -92,7 +97,7 @@ impl PartChange {
 
     /// Not a value of the project: the part of kforge's own sources that does the step.
     pub fn is_recipe(&self) -> bool {
-        self.name == "recipe" && self.old.is_some() && self.new.is_some()
+        (self.name == "recipe" || self.name.starts_with("recipe.")) && self.old.is_some() && self.new.is_some()
     }
 }
 
@@ -100,7 +105,7 @@ impl fmt::Display for PartChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let field = self.field();
         match (&self.old, &self.new) {
-            _ if self.is_recipe() => f.write_str("kforge itself changed (`recipe`)"),
+            _ if self.is_recipe() => write!(f, "kforge itself changed (`{}`)", self.name),
             (Some(_), Some(_)) if self.is_file() => write!(f, "`{field}` changed"),
             (None, Some(_)) if self.is_file() => write!(f, "`{field}` is new"),
             (Some(_), None) if self.is_file() => write!(f, "`{field}` is gone"),

@@ -7,7 +7,10 @@ use super::{Graph, KeyParts, StepId, StepKind};
 use crate::{
     digest::Digest,
     host::Device,
-    manifest::spec::{BlockSpec, Pass},
+    manifest::{
+        Strategy, Tuning,
+        spec::{BlockSpec, Pass},
+    },
     protocol::{blob, corpus::Case, recipe},
 };
 use serde::Serialize;
@@ -23,8 +26,7 @@ pub struct BlockTarget {
     pub name: String,
     pub spec: BlockSpec,
     pub passes: Vec<Pass>,
-    /// Name of the search strategy, e.g. `heuristic`.
-    pub strategy: String,
+    pub tuning: Tuning,
     pub target: String,
     pub threads: usize,
     /// What the target's kernels run on; blocks of one target share it.
@@ -44,11 +46,14 @@ pub struct Rules {
     pub corpus: Vec<Case>,
     /// The project's own shader templates, by file name.
     pub shaders: BTreeMap<String, String>,
+    /// The best known schedules of a device and a number of threads, where there are some, by digest: what plans of the heuristic
+    /// depend on.
+    pub best: BTreeMap<(Digest, usize), Digest>,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { seed: 1, benchmark_ms: 500, corpus: Vec::new(), shaders: BTreeMap::new() }
+        Self { seed: 1, benchmark_ms: 500, corpus: Vec::new(), shaders: BTreeMap::new(), best: BTreeMap::new() }
     }
 }
 
@@ -85,7 +90,7 @@ pub fn plan_build(blocks: &[BlockTarget], rules: &Rules) -> Graph {
             devices.push((Arc::clone(&block.device), DeviceParts::new(&block.device)));
             devices.len() - 1
         });
-        let DeviceParts { fingerprint, code, plans } = &devices[known].1;
+        let DeviceParts { identity, fingerprint, code, plans } = &devices[known].1;
 
         let mut own = params(StepKind::Ir, &recipe::IR).with("name", &name);
         own.set_fields("passes", &block.passes);
@@ -93,17 +98,29 @@ pub fn plan_build(blocks: &[BlockTarget], rules: &Rules) -> Graph {
 
         let mut own = params(StepKind::Plan, &recipe::PLAN)
             .with("name", &name)
-            .with("strategy", &block.strategy)
+            .with("strategy", block.tuning.strategy.name())
             .with("target", &target)
             .with("threads", threads);
+        if block.tuning.strategy.searches() {
+            searched(&mut own, &block.tuning);
+            own.set("seed", rules.seed.to_string());
+            own.extend(&spec);
+            own.set_fields("passes", &block.passes);
+        } else if let Some(best) = rules.best.get(&(*identity, block.threads)) {
+            own.set("best", best.to_string());
+        }
         if gpu {
             own.set("target.hybrid-softmax", block.hybrid_softmax.to_string());
         }
         let shaders = if gpu { &shaders } else { &no_shaders };
-        let plan = push(StepKind::Plan, &[(ir, blob::STAGES)], &[], (own, &[plans, shaders]));
+        let searches = block.tuning.strategy.searches();
+        // What is measured depends on all facts of the device.
+        let device = if searches { fingerprint } else { plans };
+        let plan = push(StepKind::Plan, &[(ir, blob::STAGES), (ir, blob::PASSES)], &[], (own, &[device, shaders]));
 
         let own = params(StepKind::Compile, &recipe::COMPILE);
-        let compile = push(StepKind::Compile, &[(ir, blob::STAGES), (plan, blob::PLAN)], &[], (own, &[code]));
+        // The plan says which fusions its stages are made with.
+        let compile = push(StepKind::Compile, &[(plan, blob::STAGES), (plan, blob::PLAN)], &[], (own, &[code]));
 
         // The oracle evaluates the block as the manifest says, not as the IR says: it reads every field.
         let own = params(StepKind::Verify, &recipe::VERIFY).with("seed", rules.seed).with("threads", threads);
@@ -124,13 +141,16 @@ pub fn plan_build(blocks: &[BlockTarget], rules: &Rules) -> Graph {
             .with("target", &target)
             .with("threads", threads);
         let reads = [
-            (ir, blob::PASSES),
-            (ir, blob::STAGES),
+            (plan, blob::PASSES),
+            (plan, blob::STAGES),
             (plan, blob::PLAN),
             (verify, blob::AUDIT),
             (benchmark, blob::BENCHMARK),
         ];
         push(StepKind::Report, &reads, &[], (own, &[&spec, fingerprint]));
+        if searches {
+            graph.search(plan);
+        }
     }
     graph
 }
@@ -138,6 +158,28 @@ pub fn plan_build(blocks: &[BlockTarget], rules: &Rules) -> Graph {
 /// The parts that every step of a kind has.
 fn params(kind: StepKind, recipe: &Digest) -> KeyParts {
     KeyParts::new().with("step", kind.name()).with("recipe", recipe)
+}
+
+/// What a searched plan depends on beside the operations: the budget, and all that a trial's verdict and time depend on.
+fn searched(own: &mut KeyParts, tuning: &Tuning) {
+    let recipes = [
+        ("compile", recipe::COMPILE),
+        ("verify", recipe::VERIFY),
+        ("benchmark", recipe::BENCHMARK),
+        ("ir", recipe::IR),
+    ];
+    for (name, recipe) in recipes {
+        own.set(format!("recipe.{name}"), recipe.to_string());
+    }
+    own.set("tuning.trials", tuning.trials.to_string());
+    own.set("tuning.seed", tuning.seed.to_string());
+    own.set("tuning.fusions", tuning.fusions.to_string());
+    if let Some(time) = tuning.time_ms {
+        own.set("tuning.time-ms", time.to_string());
+    }
+    if tuning.strategy == Strategy::Llm {
+        own.set_fields("tuning.llm", &tuning.llm);
+    }
 }
 
 /// Keeps each name and value once: the steps of many blocks have few different ones.
@@ -185,6 +227,7 @@ pub(super) fn serialized_block_parts(spec: &impl Serialize) -> KeyParts {
 
 /// A device's facts as parts of keys: `cpu.<fact>` or `gpu.<fact>`, by their serde names.
 struct DeviceParts {
+    identity: Digest,
     /// All of them, for what runs on it.
     fingerprint: Arc<KeyParts>,
     /// Those that the generated code depends on.
@@ -201,7 +244,8 @@ impl DeviceParts {
             Device::Gpu(gpu) => all.set_fields("gpu", gpu),
         }
         let only = |wanted: fn(&str) -> bool| Arc::new(all.iter().filter(|it| wanted(it.0)).collect());
-        Self { code: only(decides_code), plans: only(decides_plan), fingerprint: Arc::new(all) }
+        let (code, plans, identity) = (only(decides_code), only(decides_plan), device.fingerprint());
+        Self { identity, code, plans, fingerprint: Arc::new(all) }
     }
 }
 

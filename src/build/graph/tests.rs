@@ -12,7 +12,10 @@ use crate::{
         CpuFacts,
         gpu::{CooperativeShape, GpuFacts, GpuFeature, GpuKind},
     },
-    manifest::spec::{Activation, AttentionSpec, BlockSpec, Dtype, MlpSpec, NormKind, NormSpec, Pass, RowsSpec},
+    manifest::{
+        Tuning,
+        spec::{Activation, AttentionSpec, BlockSpec, Dtype, MlpSpec, NormKind, NormSpec, Pass, RowsSpec},
+    },
 };
 use std::{
     collections::{BTreeMap, HashMap},
@@ -93,7 +96,7 @@ pub fn outputs(step: &super::Step, parts: &super::KeyParts, ignored: &[&str]) ->
     use super::StepKind::*;
     let names: &[&str] = match step.kind {
         Ir => &["module", "optimized", "stages", "passes"],
-        Plan => &["plan"],
+        Plan => &["plan", "stages", "passes"],
         Compile => &["object", "kernel", "lowered"],
         Verify => &["audit"],
         Benchmark => &["benchmark"],
@@ -127,7 +130,7 @@ pub fn block(name: &str, spec: BlockSpec) -> BlockTarget {
         name: name.to_owned(),
         spec,
         passes: Pass::ALL.to_vec(),
-        strategy: "heuristic".to_owned(),
+        tuning: Tuning::heuristic("default".to_owned()),
         target: "cpu".to_owned(),
         threads: 1,
         device: Arc::new(cpu().into()),

@@ -121,7 +121,10 @@ mod tests {
     use super::*;
     use crate::{
         host::CpuFacts,
-        manifest::spec::{Activation, Dtype, NormKind, NormSpec},
+        manifest::{
+            Tuning,
+            spec::{Activation, Dtype, NormKind, NormSpec},
+        },
     };
     use std::sync::Arc;
 
@@ -143,7 +146,7 @@ mod tests {
             name: format!("block-s{seq}"),
             spec: BlockSpec::Transformer { rows, attention, norm, mlp, dtype: Dtype::F32 },
             passes: Vec::new(),
-            strategy: "heuristic".to_owned(),
+            tuning: Tuning::heuristic("default".to_owned()),
             target: "cpu".to_owned(),
             threads: 1,
             device: Arc::new(CpuFacts::detect().into()),

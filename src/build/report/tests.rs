@@ -94,7 +94,8 @@ fn plan() -> Plan {
         version: PLAN_VERSION,
         block: "micro".to_owned(),
         target: "cpu".to_owned(),
-        provenance: Provenance { strategy: "heuristic".to_owned(), trials: 0 },
+        provenance: Provenance::new("heuristic"),
+        without: Vec::new(),
         stages: BTreeMap::new(),
         shaders: BTreeMap::new(),
     }

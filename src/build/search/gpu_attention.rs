@@ -90,18 +90,12 @@ mod tests {
 
     proptest! {
         #![proptest_config(crate::testing::cases(128))]
-        /// Proposals, plain schedules and the whole declared space pass gate V0 on a large and a small device.
+        /// Proposals and plain schedules pass gate V0 on a large and a small device.
         #[test]
-        fn proposals_and_the_space_are_legal(shape in shapes(), is_large in any::<bool>()) {
+        fn proposals_are_legal(shape in shapes(), is_large in any::<bool>()) {
             let gpu = if is_large { large() } else { small() };
             prop_assert_eq!(propose(&shape, &gpu).check("s", &shape, &gpu), Ok(()));
             prop_assert_eq!(GpuAttention::plain(&shape, &gpu).check("s", &shape, &gpu), Ok(()));
-            let mut any = false;
-            for schedule in GpuAttention::space(shape, &gpu) {
-                any = true;
-                prop_assert_eq!(schedule.check("s", &shape, &gpu), Ok(()));
-            }
-            prop_assert!(any);
             let possible = is_large && shape.dtype == Dtype::F16 && shape.head_dim.is_multiple_of(FRAGMENT);
             prop_assert_eq!(cooperative(&shape, &gpu).is_some(), possible);
         }

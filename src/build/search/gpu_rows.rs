@@ -23,7 +23,7 @@ pub fn norm(shape: &NormShape, gpu: &GpuFacts) -> GpuNorm {
     let rows = if shape.rows * width >= 128 * WORKGROUPS { (128 / width).max(1) } else { 1 };
     let wanted = GpuNorm { width, rows, vector, subgroups };
     let legal = |it: &GpuNorm| it.check("", shape, gpu).is_ok();
-    if legal(&wanted) { wanted } else { GpuNorm::space(*shape, gpu).next().unwrap_or(wanted) }
+    if legal(&wanted) { wanted } else { GpuNorm::plain(shape, gpu) }
 }
 
 /// A vector or two for each invocation.
@@ -31,7 +31,7 @@ pub fn elementwise(shape: &ElementShape, gpu: &GpuFacts) -> GpuElementwise {
     let vector = widest(shape.run);
     let wanted = GpuElementwise { threads: 128, vector, unroll: if shape.count >= 1 << 22 { 2 } else { 1 } };
     let legal = |it: &GpuElementwise| it.check("", shape, gpu).is_ok();
-    if legal(&wanted) { wanted } else { GpuElementwise::space(*shape, gpu).next().unwrap_or(wanted) }
+    if legal(&wanted) { wanted } else { GpuElementwise::plain(shape, gpu) }
 }
 
 #[cfg(test)]
@@ -47,16 +47,13 @@ mod tests {
 
     proptest! {
         #![proptest_config(crate::testing::cases(128))]
-        /// Proposals, plain schedules and the whole declared space pass gate V0 on a large and a small device.
+        /// Proposals and plain schedules pass gate V0 on a large and a small device.
         #[test]
         fn norms_are_legal(rows in 1usize..100_000, columns in 1usize..5000, centred in any::<bool>()) {
             let shape = NormShape { rows, columns, eps: 1e-5, centred, dtype: Dtype::F16 };
             for gpu in devices() {
                 prop_assert_eq!(norm(&shape, &gpu).check("s", &shape, &gpu), Ok(()));
                 prop_assert_eq!(GpuNorm::plain(&shape, &gpu).check("s", &shape, &gpu), Ok(()));
-                for schedule in GpuNorm::space(shape, &gpu) {
-                    prop_assert_eq!(schedule.check("s", &shape, &gpu), Ok(()));
-                }
             }
         }
 
@@ -69,9 +66,6 @@ mod tests {
                 }
                 prop_assert_eq!(elementwise(&shape, &gpu).check("s", &shape, &gpu), Ok(()));
                 prop_assert_eq!(GpuElementwise::plain(&shape, &gpu).check("s", &shape, &gpu), Ok(()));
-                for schedule in GpuElementwise::space(shape, &gpu) {
-                    prop_assert_eq!(schedule.check("s", &shape, &gpu), Ok(()));
-                }
             }
         }
     }

@@ -314,31 +314,4 @@ impl GpuAttention {
         let legal = [32, 16, 8, 4, 64, 128].map(plain).into_iter().find(|it| it.check("", shape, gpu).is_ok());
         legal.unwrap_or_else(|| plain(32))
     }
-
-    /// The declared space: every legal schedule for the shape on the device.
-    pub fn space(shape: AttentionShape, gpu: &GpuFacts) -> impl Iterator<Item = Self> {
-        let vectors = [4, 2, 1].into_iter().filter(move |it| shape.head_dim.is_multiple_of(*it));
-        let online = vectors.flat_map(|vector| {
-            product([1, 4, 8, 16, 32, 64, 128], [8, 16, 32, 64, 128]).flat_map(move |(tile_q, tile_k)| {
-                product([1, 2, 4, 8], [32, 64, 128, 256]).flat_map(move |(thread_q, threads)| {
-                    [false, true]
-                        .map(|share_q| Self::Online(Online { tile_q, tile_k, thread_q, threads, vector, share_q }))
-                })
-            })
-        });
-        let cooperative = [8, 4, 2, 1].into_iter().flat_map(|vector| {
-            product([16, 32, 64, 128], [16, 32, 64, 128]).flat_map(move |(tile_q, tile_k)| {
-                [true, false]
-                    .map(|prefetch| Self::Cooperative(CooperativeAttention { tile_q, tile_k, vector, prefetch }))
-            })
-        });
-        let host = product([4, 16, 32, 64], [16, 32, 64]).flat_map(|(tile_q, tile_k)| {
-            [32, 64, 128, 256].map(|threads| Self::HostSoftmax(HostSoftmax { tile_q, tile_k, threads }))
-        });
-        cooperative.chain(online).chain(host).filter(move |it| it.check("", &shape, gpu).is_ok())
-    }
-}
-
-fn product<const N: usize, const M: usize>(a: [usize; N], b: [usize; M]) -> impl Iterator<Item = (usize, usize)> {
-    a.into_iter().flat_map(move |a| b.into_iter().map(move |b| (a, b)))
 }

@@ -1,10 +1,8 @@
 //! Matrix products on a GPU: c = act(a w + bias) + residual, a [m, k], w [k, n].
 
 mod legal;
-mod space;
 
-pub use legal::{check, check_mlp};
-pub use space::candidates;
+pub use legal::{GEMV_ROWS, check, check_mlp};
 
 use crate::{host::gpu::GpuFacts, manifest::spec::Dtype};
 use serde::{Deserialize, Serialize};

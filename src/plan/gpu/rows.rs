@@ -112,19 +112,6 @@ impl GpuNorm {
         let legal = [32, 1024].map(plain).into_iter().find(|it| it.check("", shape, gpu).is_ok());
         legal.unwrap_or_else(|| plain(32))
     }
-
-    /// The declared space: every legal schedule for the shape on the device.
-    pub fn space(shape: NormShape, gpu: &GpuFacts) -> impl Iterator<Item = Self> {
-        let widths = (0..11).map(|it| 1_usize << it);
-        let all = widths.flat_map(|width| {
-            [1, 2, 4, 8, 16, 32].into_iter().flat_map(move |rows| {
-                [4, 2, 1].into_iter().flat_map(move |vector| {
-                    [true, false].map(|subgroups| Self { width, rows, vector, subgroups }).into_iter()
-                })
-            })
-        });
-        all.filter(move |it| it.check("", &shape, gpu).is_ok())
-    }
 }
 
 /// Workgroups in two dimensions where one is too short, the first as long as needed: the last row of them may be beyond the end.
@@ -195,15 +182,5 @@ impl GpuElementwise {
         let plain = |threads| Self { threads, vector: 1, unroll: 1 };
         let legal = [64, 256].map(plain).into_iter().find(|it| it.check("", shape, gpu).is_ok());
         legal.unwrap_or_else(|| plain(64))
-    }
-
-    /// The declared space: every legal schedule for the shape on the device.
-    pub fn space(shape: ElementShape, gpu: &GpuFacts) -> impl Iterator<Item = Self> {
-        let all = [32, 64, 128, 256, 512, 1024].into_iter().flat_map(|threads| {
-            [4, 2, 1]
-                .into_iter()
-                .flat_map(move |vector| [1, 2, 4, 8].map(|unroll| Self { threads, vector, unroll }).into_iter())
-        });
-        all.filter(move |it| it.check("", &shape, gpu).is_ok())
     }
 }

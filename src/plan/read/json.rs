@@ -20,7 +20,7 @@ pub enum Value<'a> {
     /// As it is written.
     Number(&'a str),
     Text(Cow<'a, str>),
-    List,
+    List(Vec<Node<'a>>),
     Object(Vec<Member<'a>>),
 }
 
@@ -40,7 +40,7 @@ impl Value<'_> {
             Self::Bool(_) => "true or false",
             Self::Number(_) => "a number",
             Self::Text(_) => "a text",
-            Self::List => "a list",
+            Self::List(_) => "a list",
             Self::Object(_) => "an object",
         }
     }
@@ -162,15 +162,15 @@ impl<'a> Parser<'a> {
         Ok(Value::Object(members))
     }
 
-    /// No plan has a list, so its values are read and forgotten.
     fn list(&mut self) -> Result<Value<'a>, SyntaxError> {
+        let mut items = Vec::new();
         self.space();
         if self.peek() == Some(b']') {
             self.at += 1;
-            return Ok(Value::List);
+            return Ok(Value::List(items));
         }
         loop {
-            self.node()?;
+            items.push(self.node()?);
             self.space();
             match self.peek() {
                 Some(b',') => self.at += 1,
@@ -179,7 +179,7 @@ impl<'a> Parser<'a> {
             }
         }
         self.at += 1;
-        Ok(Value::List)
+        Ok(Value::List(items))
     }
 
     fn word(&mut self) -> Result<Value<'a>, SyntaxError> {

@@ -5,17 +5,24 @@
 //! that serde reads.
 
 mod json;
+mod schema;
 mod tables;
 #[cfg(test)]
 mod tests;
 
-use super::{PLAN_VERSION, Plan};
+pub use schema::schema;
+
+use super::{PLAN_VERSION, Plan, schedule::Schedule};
 use crate::{
     digest::Digest,
-    manifest::error::{list, shown, suggest},
+    manifest::{
+        error::{list, shown, suggest},
+        spec::Pass,
+    },
     plan::gpu::TEMPLATES,
 };
 use json::{Node, Value};
+use serde::de::DeserializeOwned;
 use std::ops::Range;
 use tables::{
     KERNELS, Methods,
@@ -164,19 +171,30 @@ pub fn read(bytes: &[u8], (block, target): (&str, &str)) -> Result<Plan, Vec<Pro
     let node = json::parse(text).map_err(|it| vec![Problem::at(K::Syntax { message: it.message }, it.span)])?;
     let mut reader = Reader::default();
     reader.plan(&node, (block, target));
-    let mut problems = reader.problems;
-    if !problems.is_empty() {
-        problems.sort_by_key(|it| it.span.as_ref().map_or(0, |it| it.start));
-        return Err(problems);
-    }
-    // Only if the tables do not know what the types do.
-    serde_json::from_str(text).map_err(|error| vec![Problem::at(K::Syntax { message: error.to_string() }, node.span)])
+    reader.finish(text, node.span)
+}
+
+/// Reads one schedule. `path` comes before the names of its fields in messages, e.g. `schedules[0]`.
+///
+/// # Errors
+/// As [`read`].
+pub fn schedule(text: &str, path: &str) -> Result<Schedule, Vec<Problem>> {
+    let node = json::parse(text).map_err(|it| vec![Problem::at(K::Syntax { message: it.message }, it.span)])?;
+    let mut reader = Reader::default();
+    reader.schedule(&format!("`{path}`"), path, &node);
+    reader.finish(text, node.span)
 }
 
 const PLAN: [&str; 5] = ["version", "block", "target", "provenance", "stages"];
 /// What a plan may have beside [`PLAN`].
-const PLAN_MORE: [&str; 1] = ["shaders"];
+const PLAN_MORE: [&str; 2] = ["shaders", "without"];
 const PROVENANCE: [&str; 2] = ["strategy", "trials"];
+/// Bytes of a text that is only shown.
+const MAX_PROSE: usize = 500;
+/// Passes that a plan may leave out: those that a search tries a block without.
+const FUSIONS: &[&str] = &[Pass::FuseMatmulActivation.name(), Pass::FuseMlpBlock.name()];
+/// What it may have beside [`PROVENANCE`].
+const PROVENANCE_MORE: [&str; 2] = ["origins", "remarks"];
 
 /// Collects what is wrong.
 #[derive(Default)]
@@ -187,6 +205,16 @@ struct Reader {
 type Members<'n, 'a> = &'n [json::Member<'a>];
 
 impl Reader {
+    /// What the text says, if nothing was reported.
+    fn finish<T: DeserializeOwned>(mut self, text: &str, span: Range<usize>) -> Result<T, Vec<Problem>> {
+        if !self.problems.is_empty() {
+            self.problems.sort_by_key(|it| it.span.as_ref().map_or(0, |it| it.start));
+            return Err(self.problems);
+        }
+        // Only if the tables do not know what the types do.
+        serde_json::from_str(text).map_err(|error| vec![Problem::at(K::Syntax { message: error.to_string() }, span)])
+    }
+
     fn report(&mut self, kind: ProblemKind, span: &Range<usize>) {
         self.problems.push(Problem::at(kind, span.clone()));
     }
@@ -194,7 +222,7 @@ impl Reader {
     /// A value of the wrong type. Of an object or a list its bracket is shown: underlining all of it shows nothing.
     fn wrong_type(&mut self, field: &str, expected: &'static str, node: &Node<'_>) {
         let span = match node.value {
-            Value::Object(_) | Value::List => node.span.start..node.span.start + 1,
+            Value::Object(_) | Value::List(_) => node.span.start..node.span.start + 1,
             _ => node.span.clone(),
         };
         self.report(K::WrongType { field: field.to_owned(), expected, found: node.value.kind() }, &span);
@@ -211,19 +239,61 @@ impl Reader {
                 "provenance" => self.provenance(value),
                 "stages" => self.stages(value),
                 "shaders" => self.shaders(value),
+                "without" => self.without(value),
                 _ => {} // reported as unknown
             }
         }
     }
 
     fn provenance(&mut self, node: &Node<'_>) {
-        let Some(members) = self.object(node, "`provenance`", &PROVENANCE, &[]) else { return };
+        let Some(members) = self.object(node, "`provenance`", &PROVENANCE, &PROVENANCE_MORE) else { return };
         for member in members {
             match &*member.key {
                 "strategy" => drop(self.text(&member.node, "`strategy`")),
                 "trials" => self.number(&member.node, "`trials`", 0..=u64::from(u32::MAX)),
+                "origins" => self.origins(&member.node),
+                "remarks" => self.remarks(&member.node),
                 _ => {}
             }
+        }
+    }
+
+    /// Who proposed which stage's schedule: words for people.
+    fn origins(&mut self, node: &Node<'_>) {
+        let Value::Object(origins) = &node.value else {
+            return self.wrong_type("`origins`", "an object of texts by stage", node);
+        };
+        for it in origins {
+            self.prose(&it.node, &format!("`origins.{}`", shown(&it.key)));
+        }
+    }
+
+    fn remarks(&mut self, node: &Node<'_>) {
+        for it in self.list(node, "`remarks`") {
+            self.prose(it, "`remarks`");
+        }
+    }
+
+    /// Passes of the pipeline that are left out.
+    fn without(&mut self, node: &Node<'_>) {
+        for it in self.list(node, "`without`") {
+            self.word(it, "`without`", FUSIONS);
+        }
+    }
+
+    fn list<'n, 'a>(&mut self, node: &'n Node<'a>, field: &str) -> &'n [Node<'a>] {
+        if let Value::List(items) = &node.value {
+            return items;
+        }
+        self.wrong_type(field, "a list", node);
+        &[]
+    }
+
+    /// A text that is only shown: of one line, and not longer than anybody reads.
+    fn prose(&mut self, node: &Node<'_>, field: &str) {
+        let Value::Text(text) = &node.value else { return self.wrong_type(field, "a text", node) };
+        if text.len() > MAX_PROSE || text.chars().any(char::is_control) {
+            self.report(K::BadText { field: field.to_owned() }, &node.span);
         }
     }
 
@@ -233,7 +303,8 @@ impl Reader {
         };
         for stage in stages {
             if is_name(&stage.key) {
-                self.schedule(&shown(&stage.key), &stage.node);
+                let name = shown(&stage.key);
+                self.schedule(&format!("the schedule of stage `{name}`"), &name, &stage.node);
             } else {
                 self.report(K::BadText { field: "a stage's name".to_owned() }, &stage.at);
             }
@@ -260,21 +331,21 @@ impl Reader {
         }
     }
 
-    fn schedule(&mut self, stage: &str, node: &Node<'_>) {
-        let place = format!("the schedule of stage `{stage}`");
+    /// One schedule: `place` in words, `path` as a prefix of field names.
+    fn schedule(&mut self, place: &str, path: &str, node: &Node<'_>) {
         let Value::Object(members) = &node.value else {
-            return self.wrong_type(&place, "an object", node);
+            return self.wrong_type(place, "an object", node);
         };
         let Some(kernel) = members.iter().find(|it| it.key == "kernel") else {
             let span = node.span.start..node.span.start + 1;
-            return self.report(K::Missing { place, fields: vec!["kernel"] }, &span);
+            return self.report(K::Missing { place: place.to_owned(), fields: vec!["kernel"] }, &span);
         };
         let known: Vec<_> = KERNELS.iter().map(|it| it.0).collect();
-        let field = format!("`{stage}.kernel`");
+        let field = format!("`{path}.kernel`");
         let Some(name) = self.word(&kernel.node, &field, &known) else { return };
         match KERNELS.iter().find(|it| it.0 == name) {
-            Some((_, Object(fields))) => self.fields(node, (&place, stage), fields, &["kernel"]),
-            Some((_, OneOf(methods))) => self.one_of(node, (&place, stage), methods, &["kernel"]),
+            Some((_, Object(fields))) => self.fields(node, (place, path), fields, &["kernel"]),
+            Some((_, OneOf(methods))) => self.one_of(node, (place, path), methods, &["kernel"]),
             _ => {} // reported as unknown
         }
     }

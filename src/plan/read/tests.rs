@@ -47,7 +47,8 @@ fn of(stages: &[(&str, Schedule)]) -> Plan {
         version: PLAN_VERSION,
         block: "gpt2".to_owned(),
         target: "cpu".to_owned(),
-        provenance: Provenance { strategy: "heuristic".to_owned(), trials: 3 },
+        provenance: Provenance { trials: 3, ..Provenance::new("heuristic") },
+        without: Vec::new(),
         stages: stages.iter().map(|(name, schedule)| ((*name).to_owned(), schedule.clone())).collect(),
         shaders: BTreeMap::new(),
     }

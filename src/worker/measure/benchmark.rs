@@ -17,7 +17,7 @@ use kernelforge::{
     },
     protocol::{Benchmark, Clock, Failure, FailureKind, GateResult, StageBenchmark},
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 /// The version of the benchmark blob.
 pub const BENCHMARK_VERSION: u32 = 1;
@@ -51,20 +51,77 @@ impl Tensors for Filled<'_> {
 pub struct Runnable {
     pub kernel: LoadedKernel,
     pub memory: Memory,
-    pub threads: Threads,
+    pub threads: Arc<Threads>,
+}
+
+/// A value of every tensor of some kind.
+pub type Values = Vec<(TensorId, Vec<f32>)>;
+
+/// Two draws of every input, which timed runs are given in turn: a run that computes nothing leaves the result of the one before.
+pub fn draws(graph: &StageGraph) -> [Values; 2] {
+    let draw = |lane: u64| {
+        let values = |(id, tensor): (TensorId, &Tensor)| {
+            let mut source = inputs::Source::new(SEED + lane, id.0 as u64);
+            (id, (0..tensor.len()).map(|_| source.normal()).collect())
+        };
+        graph.with_role(Role::Input).map(values).collect()
+    };
+    [draw(0x7a), draw(0x7b)]
+}
+
+/// Operations of the whole graph, and the bytes that must move at least: inputs and weights read once, outputs written once.
+pub fn work(graph: &StageGraph) -> (u64, u64) {
+    let bytes = graph.tensors.iter().filter(|it| it.role != Role::Value).map(|it| it.bytes() as u64).sum();
+    (graph.flops(), bytes)
 }
 
 impl Runnable {
     /// # Errors
     /// As loading, allocating and starting threads fail.
     pub fn new(object: &[u8], kernel: &Kernel, threads: usize) -> Result<Self, Failure> {
+        let threads = Arc::new(Threads::new(threads)?);
+        Self::filled(object, kernel, threads, |graph, memory| {
+            inputs::fill(&mut Filled { graph, memory }, ROPE_THETA, SEED);
+        })
+    }
+
+    /// Another kernel of the same graph, with the same tensors and threads.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn beside(&self, object: &[u8], kernel: &Kernel) -> Result<Self, Failure> {
+        Self::filled(object, kernel, Arc::clone(&self.threads), |graph, memory| {
+            for (id, _) in graph.with_role(Role::Input).chain(graph.with_role(Role::Weight)) {
+                memory.tensor_mut(id).copy_from_slice(self.memory.tensor(id));
+            }
+        })
+    }
+
+    fn filled(
+        object: &[u8],
+        kernel: &Kernel,
+        threads: Arc<Threads>,
+        fill: impl FnOnce(&StageGraph, &mut Memory),
+    ) -> Result<Self, Failure> {
         let kernel = LoadedKernel::load(object, kernel.clone())?;
-        let mut memory = Memory::new(kernel.kernel(), threads, None)?;
-        let threads = Threads::new(threads)?;
-        inputs::fill(&mut Filled { graph: &kernel.kernel().graph, memory: &mut memory }, ROPE_THETA, SEED);
+        let mut memory = Memory::new(kernel.kernel(), threads.count(), None)?;
+        fill(&kernel.kernel().graph, &mut memory);
         kernel.prepare(&mut memory, &threads);
-        (0..kernel.kernel().graph.stages.len()).for_each(|it| kernel.stage(it, &mut memory, &threads));
-        Ok(Self { kernel, memory, threads })
+        let mut it = Self { kernel, memory, threads };
+        it.stages();
+        Ok(it)
+    }
+
+    /// Computes every stage from what its memory holds.
+    pub fn stages(&mut self) {
+        let Self { kernel, memory, threads } = self;
+        (0..kernel.kernel().graph.stages.len()).for_each(|it| kernel.stage(it, memory, threads));
+    }
+
+    /// Overwrites inputs, so that no run converts tensors.
+    pub fn give(&mut self, values: &Values) {
+        values.iter().for_each(|(id, values)| self.memory.tensor_mut(*id).copy_from_slice(values));
+        self.memory.settle();
     }
 }
 
@@ -77,7 +134,7 @@ struct Timed<'a> {
     runnable: &'a mut Runnable,
     meter: &'a mut Meter,
     /// Two draws of every input.
-    inputs: [Vec<(TensorId, Vec<f32>)>; 2],
+    inputs: [Values; 2],
     /// Every stage's output for each draw.
     expected: [Vec<Vec<f32>>; 2],
     draw: usize,
@@ -89,21 +146,13 @@ struct Timed<'a> {
 impl<'a> Timed<'a> {
     fn new(runnable: &'a mut Runnable, meter: &'a mut Meter) -> Self {
         let graph = runnable.kernel.kernel().graph.clone();
-        let draw = |lane: u64| -> Vec<(TensorId, Vec<f32>)> {
-            let given = graph.with_role(Role::Input);
-            let values = |(id, tensor): (TensorId, &Tensor)| {
-                let mut source = inputs::Source::new(SEED + lane, id.0 as u64);
-                (id, (0..tensor.len()).map(|_| source.normal()).collect())
-            };
-            given.map(values).collect()
-        };
-        let inputs = [draw(0x7a), draw(0x7b)];
+        let inputs = draws(&graph);
         let results = (0..=graph.stages.len()).map(|_| gaming::Timed::default()).collect();
         let mut timed = Self { runnable, meter, inputs, expected: [Vec::new(), Vec::new()], draw: 0, results, runs: 0 };
         for draw in [0, 1] {
             timed.begin_round(draw);
-            let Runnable { kernel, memory, threads } = &mut *timed.runnable;
-            (0..graph.stages.len()).for_each(|it| kernel.stage(it, memory, threads));
+            timed.runnable.stages();
+            let memory = &timed.runnable.memory;
             timed.expected[draw] = graph.stages.iter().map(|it| memory.tensor(it.output).to_vec()).collect();
         }
         timed
@@ -117,11 +166,7 @@ impl<'a> Timed<'a> {
 impl Tasks for Timed<'_> {
     fn begin_round(&mut self, round: usize) {
         self.draw = round % 2;
-        for (id, values) in &self.inputs[self.draw] {
-            self.runnable.memory.tensor_mut(*id).copy_from_slice(values);
-        }
-        // No timed run converts tensors.
-        self.runnable.memory.settle();
+        self.runnable.give(&self.inputs[self.draw]);
     }
 
     fn run(&mut self, task: usize) {
@@ -184,8 +229,8 @@ pub fn benchmark(
     let graph = &kernel.kernel().graph;
     let (compute, read) = (&timings[stages + 1], &timings[stages + 2]);
     let (ceilings, peak) = (meter.ceilings(threads, compute, read), meter.peak(threads, compute));
-    let bytes = graph.tensors.iter().filter(|it| it.role != Role::Value).map(|it| it.bytes() as u64).sum();
-    let whole = ("block".to_owned(), "block".to_owned(), graph.flops(), bytes);
+    let (flops, bytes) = work(graph);
+    let whole = ("block".to_owned(), "block".to_owned(), flops, bytes);
     let names =
         graph.stages.iter().map(|it| (it.name.clone(), it.op.name().to_owned(), it.op.flops(), graph.bytes(it)));
     let all = std::iter::once(whole).chain(names).zip(timings);

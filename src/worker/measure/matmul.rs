@@ -10,7 +10,7 @@ use kernelforge::{
     host::CpuFacts,
     plan::{
         kernel::Kernel,
-        stage::{StageOp, TensorId},
+        stage::{StageGraph, StageOp, TensorId},
     },
     protocol::{Benchmark, Clock, Failure, FailureKind, StageBenchmark},
 };
@@ -65,14 +65,20 @@ pub fn bench_matmul(
 
 /// Shape and operands of a graph that is one product and nothing else: the others compute no bias and no activation.
 fn operands(kernel: &Kernel) -> Result<(Shape, TensorId, TensorId), Failure> {
-    match kernel.graph.stages.as_slice() {
-        [stage] => match (&stage.op, stage.inputs.as_slice()) {
-            (&StageOp::Matmul { m, n, k, bias: false, activation: None, residual: false }, &[a, b]) => {
-                Ok((Shape { m, n, k }, a, b))
-            }
-            _ => Err(refuse(&stage.name)),
-        },
+    let plain = |it: &StageOp| matches!(it, StageOp::Matmul { bias: false, activation: None, residual: false, .. });
+    match (kernel.graph.stages.as_slice(), product(&kernel.graph)) {
+        ([stage], Some(product)) if plain(&stage.op) => Ok(product),
+        ([stage], _) => Err(refuse(&stage.name)),
         _ => Err(refuse(&kernel.graph.block)),
+    }
+}
+
+/// Shape and factors of the product of a graph that is one matmul, whatever follows it there.
+pub fn product(graph: &StageGraph) -> Option<(Shape, TensorId, TensorId)> {
+    let [stage] = graph.stages.as_slice() else { return None };
+    match (&stage.op, stage.inputs.as_slice()) {
+        (&StageOp::Matmul { m, n, k, .. }, &[a, b, ..]) => Some((Shape { m, n, k }, a, b)),
+        _ => None,
     }
 }
 

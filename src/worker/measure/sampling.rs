@@ -61,14 +61,14 @@ pub fn interleaved(tasks: usize, budget: Duration, what: &mut impl Tasks) -> Res
 }
 
 /// Nanoseconds of one call, from `repetitions` in a row.
-fn sample(task: usize, repetitions: usize, what: &mut impl Tasks) -> f64 {
+pub fn sample(task: usize, repetitions: usize, what: &mut impl Tasks) -> f64 {
     let started = Instant::now();
     (0..repetitions).for_each(|_| what.run(task));
     started.elapsed().as_nanos() as f64 / repetitions as f64
 }
 
 /// How many calls of a task last as long as a sample must.
-fn repetitions(task: usize, what: &mut impl Tasks) -> usize {
+pub fn repetitions(task: usize, what: &mut impl Tasks) -> usize {
     let mut repetitions = 1;
     loop {
         let whole = sample(task, repetitions, what) * repetitions as f64;

@@ -48,7 +48,8 @@ fn planned(graph: &StageGraph, cpu: &CpuFacts) -> Plan {
         version: PLAN_VERSION,
         block: "sample".to_owned(),
         target: "cpu".to_owned(),
-        provenance: Provenance { strategy: "test".to_owned(), trials: 0 },
+        provenance: Provenance::new("test"),
+        without: Vec::new(),
         stages: graph.stages.iter().map(|it| (it.name.clone(), schedule(&it.op))).collect(),
         shaders: Default::default(),
     }

@@ -2,7 +2,8 @@
 //!
 //! [`gates`] run a [`candidate`] on [`inputs`]; [`reference`] says in f64 what a stage should have computed and, through
 //! [`bounds`], how far it may be off; [`oracle`] says from the specification alone what a block means; [`projection`] and
-//! [`columns`] cover rows that are too many to compute; [`tally`] compares. Tolerances are derived, never chosen, and nothing here reads the
+//! [`columns`] cover rows that are too many to compute; [`tally`] compares. [`quick`] is the
+//! few gates that a search can afford for each of its schedules. Tolerances are derived, never chosen, and nothing here reads the
 //! generated code or repairs a result.
 
 pub mod bounds;
@@ -19,12 +20,13 @@ pub mod inputs;
 #[cfg(test)]
 mod interpreter;
 mod oracle;
-mod place;
+pub mod place;
 #[cfg(test)]
 mod precise;
 #[cfg(test)]
 mod precise_tests;
 mod projection;
+pub mod quick;
 pub mod reference;
 #[cfg(test)]
 pub mod samples;

@@ -69,12 +69,13 @@ impl Subject {
             stage.scheduled = schedule.is_some();
             stages.extend(schedule.map(|it| (stage.name.clone(), it)));
         }
-        let provenance = Provenance { strategy: "test".to_owned(), trials: 0 };
+        let provenance = Provenance::new("test");
         let plan = Plan {
             version: PLAN_VERSION,
             block: "sample".to_owned(),
             target: "cpu".to_owned(),
             provenance,
+            without: Vec::new(),
             stages,
             shaders: Default::default(),
         };

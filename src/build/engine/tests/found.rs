@@ -4,6 +4,7 @@ use super::{
     model::{How, PLAIN, Site},
     project::{Plan, Project},
 };
+use crate::build::tune::Progress;
 use crate::{
     build::{
         engine::{
@@ -29,6 +30,7 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -86,7 +88,8 @@ impl Seated for Clumsy {
         _workspace: &Workspace<'_>,
         step: &Step,
         _inputs: BTreeMap<String, Digest>,
-        _token: &Token,
+        _token: &Arc<Token>,
+        _told: &dyn Fn(&Progress<'_>),
     ) -> Result<Result<Outputs, Failure>, WorkerError> {
         panic!("no hands for {}", step.identity());
     }

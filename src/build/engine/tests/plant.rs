@@ -1,6 +1,7 @@
 //! Does steps as the project says, fails and is interrupted as it is told, and notes whatever the engine must never do.
 
 use super::project::Project;
+use crate::build::tune::Progress;
 use crate::{
     build::{
         engine::{
@@ -19,7 +20,7 @@ use crate::{
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
@@ -126,7 +127,8 @@ impl Seated for Pair<'_> {
         workspace: &Workspace<'_>,
         step: &Step,
         inputs: BTreeMap<String, Digest>,
-        token: &Token,
+        token: &Arc<Token>,
+        _told: &dyn Fn(&Progress<'_>),
     ) -> Result<Result<Outputs, Failure>, WorkerError> {
         let mut parts = step.params();
         for input in step.inputs.iter().chain(&step.gates) {

@@ -151,7 +151,7 @@ impl Project {
     fn names(&self, step: &Step) -> Vec<&'static str> {
         let mut names = match step.kind {
             StepKind::Ir => vec![blob::OPTIMIZED, blob::STAGES, blob::PASSES],
-            StepKind::Plan => vec![blob::PLAN],
+            StepKind::Plan => vec![blob::PLAN, blob::STAGES, blob::PASSES],
             StepKind::Compile => vec![blob::OBJECT, blob::KERNEL],
             StepKind::Verify => vec![blob::AUDIT],
             StepKind::Benchmark => vec![blob::BENCHMARK],

@@ -1,6 +1,7 @@
 //! What runs, grouped by what was changed.
 
 use super::{Past, block, build, cpu, graph, outputs, transformer};
+use crate::manifest::Strategy;
 use crate::{
     build::graph::{
         BlockTarget, Damage, Decision, Graph, KeyParts, Step,
@@ -45,7 +46,7 @@ fn steps_count_to_the_edited_field_that_they_wait_for() {
     let mut blocks = blocks(3);
     let past = built(&blocks);
     eps(&mut blocks[1], 1e-6);
-    blocks[2].strategy = "random".to_owned();
+    blocks[2].tuning.strategy = Strategy::Random;
     blocks.push(block("new", transformer()));
     insta::assert_snapshot!(told(&graph(&blocks), &past, false), @r"
     6 steps of b1@cpu: `norm-eps` changed from 1e-5 to 1e-6
@@ -139,7 +140,7 @@ fn after_a_build_that_stopped_on_the_way_the_rest_counts_to_the_edit() {
 fn causes_in_json() {
     let mut blocks = blocks(2);
     let past = built(&blocks);
-    blocks.iter_mut().for_each(|it| it.strategy = "random".to_owned());
+    blocks.iter_mut().for_each(|it| it.tuning.strategy = Strategy::Random);
     let graph = graph(&blocks);
     let causes = causes(&graph, &graph.status(&past, |_| false), &past);
     insta::assert_snapshot!(serde_json::to_string(&causes).unwrap(), @r#"[{"steps":10,"blocks":["b0@cpu","b1@cpu"],"text":"`strategy` changed from heuristic to random","reason":{"reason":"changed","parts":[{"name":"strategy","old":"heuristic","new":"random"}]}}]"#);

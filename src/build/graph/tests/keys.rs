@@ -1,6 +1,7 @@
 //! Exactly the steps that read a value are stale when it changes.
 
 use super::{Past, block, build, cpu, gpu, gpu_block, graph, names, outputs, transformer};
+use crate::manifest::Strategy;
 use crate::{
     build::graph::{
         BlockTarget, Decision, KeyParts, Outputs, Rules, Step, StepKind, plan_build,
@@ -84,7 +85,7 @@ fn an_edited_field_runs_the_steps_of_its_block_only() {
 #[test]
 fn what_a_manifest_sets_beside_the_fields_reaches_the_steps_that_read_it() {
     assert_eq!(edited(|_| {}), "");
-    assert_eq!(edited(|it| it.strategy = "random".to_owned()), "plan compile verify benchmark report");
+    assert_eq!(edited(|it| it.tuning.strategy = Strategy::Random), "plan compile verify benchmark report");
     assert_eq!(edited(|it| it.passes.truncate(5)), "ir plan compile verify benchmark report");
     assert_eq!(edited(|it| it.threads = 2), "plan compile verify benchmark report");
 }
@@ -107,9 +108,9 @@ fn an_edit_taken_back_runs_nothing() {
     let run = |step: &super::super::Step, parts: &super::super::KeyParts| outputs(step, parts, &[]);
     let mut blocks = vec![block("gpt2", transformer())];
     build(&graph(&blocks), &mut past, run);
-    blocks[0].strategy = "grid".to_owned();
+    blocks[0].tuning.strategy = Strategy::Grid;
     assert_eq!(build(&graph(&blocks), &mut past, run).len(), 5);
-    blocks[0].strategy = "heuristic".to_owned();
+    blocks[0].tuning.strategy = Strategy::Heuristic;
     assert_eq!(build(&graph(&blocks), &mut past, run), []);
 }
 

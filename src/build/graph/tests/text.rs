@@ -1,6 +1,7 @@
 //! What people and programs read: snapshots of every reason, of `why`, and of the drawings.
 
 use super::{Past, block, build, graph, outputs, transformer};
+use crate::manifest::Strategy;
 use crate::{
     build::graph::{
         BlockTarget, Damage, Graph, KeyParts, Rules, StaleReason, Step,
@@ -128,15 +129,17 @@ fn why_names_the_edited_field_through_the_steps_between() {
       `norm-eps` changed from 1e-5 to 1e-6
 
     `gpt2@cpu:compile`: may be stale
-      reads `stages` of `gpt2@cpu:ir`
-        `norm-eps` changed from 1e-5 to 1e-6
+      reads `stages`, `plan` of `gpt2@cpu:plan`
+        reads `stages`, `passes` of `gpt2@cpu:ir`
+          `norm-eps` changed from 1e-5 to 1e-6
 
     `gpt2@cpu:report`: may be stale
       `norm-eps` changed from 1e-5 to 1e-6
-      reads `passes`, `stages` of `gpt2@cpu:ir`
-        `norm-eps` changed from 1e-5 to 1e-6
       reads `audit` of `gpt2@cpu:verify`
         `norm-eps` changed from 1e-5 to 1e-6
+      reads `passes`, `stages`, `plan` of `gpt2@cpu:plan`
+        reads `stages`, `passes` of `gpt2@cpu:ir`
+          `norm-eps` changed from 1e-5 to 1e-6
     ");
 }
 
@@ -152,8 +155,9 @@ fn why_tells_of_the_last_rebuild_once_all_is_up_to_date() {
 
     `gpt2@cpu:benchmark`: up to date; ran last because
       reads `object`, `kernel` of `gpt2@cpu:compile`
-        reads `stages` of `gpt2@cpu:ir`
-          `norm-eps` changed from 1e-5 to 1e-6
+        reads `stages`, `plan` of `gpt2@cpu:plan`
+          reads `stages`, `passes` of `gpt2@cpu:ir`
+            `norm-eps` changed from 1e-5 to 1e-6
     ");
 }
 
@@ -162,21 +166,22 @@ fn why_tells_each_of_several_causes() {
     let mut past = Past::default();
     build(&graph(&blocks()), &mut past, run);
     let mut edited = with_eps(1e-6);
-    edited[0].strategy = "random".to_owned();
+    edited[0].tuning.strategy = Strategy::Random;
     edited[0].passes = vec![Pass::TileMatmul];
     let plan = past.latest_output("gpt2@cpu:plan", "plan");
     past.damaged.insert(plan, Damage::Corrupt);
     let text = ["gpt2@cpu:compile", "gpt2@cpu:plan"].map(|it| told(&edited, &past, it)).join("\n\n");
     insta::assert_snapshot!(text, @r"
     `gpt2@cpu:compile`: may be stale
-      reads `stages` of `gpt2@cpu:ir`
-        `norm-eps` changed from 1e-5 to 1e-6; `passes` changed: -fold-constants, -fuse-matmul-activation, -fuse-mlp-block, -eliminate-dead-ops, -vectorize-layernorm
-      reads `plan` of `gpt2@cpu:plan`
+      reads `stages`, `plan` of `gpt2@cpu:plan`
         `strategy` changed from heuristic to random
+      reads `stages`, `plan` of `gpt2@cpu:plan`
+        reads `stages`, `passes` of `gpt2@cpu:ir`
+          `norm-eps` changed from 1e-5 to 1e-6; `passes` changed: -fold-constants, -fuse-matmul-activation, -fuse-mlp-block, -eliminate-dead-ops, -vectorize-layernorm
 
     `gpt2@cpu:plan`: may be stale
       `strategy` changed from heuristic to random
-      reads `stages` of `gpt2@cpu:ir`
+      reads `stages`, `passes` of `gpt2@cpu:ir`
         `norm-eps` changed from 1e-5 to 1e-6; `passes` changed: -fold-constants, -fuse-matmul-activation, -fuse-mlp-block, -eliminate-dead-ops, -vectorize-layernorm
     ");
     // The digest in this graph contains the recipe: it changes with kforge's own sources.
@@ -193,7 +198,7 @@ fn why_of_a_block_that_was_never_built() {
     insta::assert_snapshot!(told(&blocks(), &Past::default(), "gpt2@cpu:verify"), @r"
     `gpt2@cpu:verify`: may be stale
       reads `plan` of `gpt2@cpu:plan`
-        reads `stages` of `gpt2@cpu:ir`
+        reads `stages`, `passes` of `gpt2@cpu:ir`
           never built
     ");
 }
@@ -213,14 +218,16 @@ fn why_after_a_build_that_stopped_on_the_way() {
     let text = ["gpt2@cpu:compile", "gpt2@cpu:verify"].map(|it| told(&with_eps(1e-6), &later, it)).join("\n\n");
     insta::assert_snapshot!(text, @r"
     `gpt2@cpu:compile`: stale
-      reads `stages` of `gpt2@cpu:ir`
-        `norm-eps` changed from 1e-5 to 1e-6
+      reads `stages`, `plan` of `gpt2@cpu:plan`
+        reads `stages`, `passes` of `gpt2@cpu:ir`
+          `norm-eps` changed from 1e-5 to 1e-6
 
     `gpt2@cpu:verify`: may be stale
       `norm-eps` changed from 1e-5 to 1e-6
       reads `object`, `kernel` of `gpt2@cpu:compile`
-        reads `stages` of `gpt2@cpu:ir`
-          `norm-eps` changed from 1e-5 to 1e-6
+        reads `stages`, `plan` of `gpt2@cpu:plan`
+          reads `stages`, `passes` of `gpt2@cpu:ir`
+            `norm-eps` changed from 1e-5 to 1e-6
     ");
 }
 
@@ -240,10 +247,11 @@ fn why_says_where_the_edited_fields_are_written() {
     insta::assert_snapshot!(why, @r"
     `gpt2@cpu:report`: may be stale
       `norm-eps` changed from 1e-5 to 1e-6 (workloads/gpt2.toml:7)
-      reads `passes`, `stages` of `gpt2@cpu:ir`
-        `norm-eps` changed from 1e-5 to 1e-6; `passes` changed: -vectorize-layernorm (`norm-eps` at workloads/gpt2.toml:7, `passes` at workloads/gpt2.toml:9)
       reads `audit` of `gpt2@cpu:verify`
         `norm-eps` changed from 1e-5 to 1e-6 (workloads/gpt2.toml:7)
+      reads `passes`, `stages`, `plan` of `gpt2@cpu:plan`
+        reads `stages`, `passes` of `gpt2@cpu:ir`
+          `norm-eps` changed from 1e-5 to 1e-6; `passes` changed: -vectorize-layernorm (`norm-eps` at workloads/gpt2.toml:7, `passes` at workloads/gpt2.toml:9)
     ");
     let written = serde_json::to_string(&why.chains[0][0].written).unwrap();
     assert_eq!(written, r#"[{"field":"norm-eps","file":"workloads/gpt2.toml","line":7,"column":1}]"#);
@@ -278,20 +286,23 @@ fn why_follows_what_is_no_field_through_the_steps_between() {
     insta::assert_snapshot!([recipe, corpus, forced, lost].join("\n\n"), @r"
     `gpt2@cpu:benchmark`: may be stale
       reads `object`, `kernel` of `gpt2@cpu:compile`
-        reads `stages` of `gpt2@cpu:ir`
-          kforge itself changed (`recipe`)
+        reads `stages`, `plan` of `gpt2@cpu:plan`
+          reads `stages`, `passes` of `gpt2@cpu:ir`
+            kforge itself changed (`recipe`)
 
     `gpt2@cpu:report`: may be stale
       reads `audit` of `gpt2@cpu:verify`
         `corpus` changed: 1 added
 
     `gpt2@cpu:compile`: may be stale
-      reads `stages` of `gpt2@cpu:ir`
-        forced
+      reads `stages`, `plan` of `gpt2@cpu:plan`
+        reads `stages`, `passes` of `gpt2@cpu:ir`
+          forced
 
     `gpt2@cpu:compile`: may be stale
-      reads `stages` of `gpt2@cpu:ir`
-        never built
+      reads `stages`, `plan` of `gpt2@cpu:plan`
+        reads `stages`, `passes` of `gpt2@cpu:ir`
+          never built
     ");
 }
 
@@ -316,7 +327,8 @@ fn why_in_json() {
           {
             "step": "gpt2@cpu:ir",
             "reads": [
-              "stages"
+              "stages",
+              "passes"
             ],
             "reason": {
               "reason": "changed",
@@ -352,16 +364,14 @@ fn the_graph_as_dot() {
         s4 [label="benchmark"];
         s5 [label="report"];
       }
-      s0 -> s1 [label="stages"];
-      s0 -> s2 [label="stages"];
-      s1 -> s2 [label="plan"];
+      s0 -> s1 [label="stages, passes"];
+      s1 -> s2 [label="stages, plan"];
       s1 -> s3 [label="plan"];
       s2 -> s3 [label="object, kernel"];
       s1 -> s4 [style=dashed];
       s2 -> s4 [label="object, kernel"];
       s3 -> s4 [style=dashed];
-      s0 -> s5 [label="passes, stages"];
-      s1 -> s5 [label="plan"];
+      s1 -> s5 [label="passes, stages, plan"];
       s3 -> s5 [label="audit"];
       s4 -> s5 [label="benchmark"];
     }
@@ -393,16 +403,14 @@ fn the_graph_as_mermaid() {
         s4[benchmark]
         s5[report]
       end
-      s0 -- "stages" --> s1
-      s0 -- "stages" --> s2
-      s1 -- "plan" --> s2
+      s0 -- "stages, passes" --> s1
+      s1 -- "stages, plan" --> s2
       s1 -- "plan" --> s3
       s2 -- "object, kernel" --> s3
       s1 -.-> s4
       s2 -- "object, kernel" --> s4
       s3 -.-> s4
-      s0 -- "passes, stages" --> s5
-      s1 -- "plan" --> s5
+      s1 -- "passes, stages, plan" --> s5
       s3 -- "audit" --> s5
       s4 -- "benchmark" --> s5
       style s0 fill:salmon
@@ -441,6 +449,10 @@ fn the_graph_as_json() {
       "inputs": [
         {
           "name": "stages",
+          "step": 0
+        },
+        {
+          "name": "passes",
           "step": 0
         }
       ],

@@ -18,7 +18,7 @@ const WRITTEN_OUT: usize = 4096;
 /// Storage buffers of a shader beyond A and B: two biases, a residual or a factor, and C; and A.
 const BINDINGS: usize = 5;
 /// Rows of A that a gemv keeps apart in registers.
-const GEMV_ROWS: usize = 8;
+pub const GEMV_ROWS: usize = 8;
 
 /// Checks every constraint of `schedule` for `product` on `gpu`. `prefix` comes before the names of knobs, e.g. `up.`.
 ///
@@ -92,10 +92,10 @@ impl Rules<'_> {
         self.vector(s.vector, &[1, 2, 4])?;
         self.multiple("tile-k", s.tile_k, "vector", s.vector)?;
         self.multiple("thread-n", s.thread_n, "vector", s.vector)?;
+        self.stages(s.stages, s.prefetch)?; // no tile at all would be divided by
         let written_out = s.stages.max(s.prefetch) * s.tile_k * s.thread_m * s.thread_n / s.chunk_n() * weights;
         self.range("tile-k", s.tile_k, 1, s.tile_k * WRITTEN_OUT / written_out, "multiply-adds written out")?;
         self.knobs.invocations(&self.name("invocations"), s.threads())?;
-        self.stages(s.stages, s.prefetch)?;
         self.knobs.workgroup_memory(&self.name("tile-k"), s.tile_k, s.workgroup_memory(weights))?;
         self.grid([s.tile_m, s.tile_n, s.tile_k], s.split_k, s.swizzle)
     }

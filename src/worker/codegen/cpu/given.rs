@@ -126,13 +126,14 @@ mod tests {
     fn built() -> (StageGraph, Plan, CpuFacts, String) {
         let block = BlockSpec::Matmul { m: 2, n: 4, k: 3, bias: false, activation: None, dtype: Dtype::F32 };
         let graph = ir::build("plain", &block, &[], &BTreeMap::new()).unwrap().stages;
-        let provenance = Provenance { strategy: "test".to_owned(), trials: 0 };
+        let provenance = Provenance::new("test");
         let (block, target) = ("plain".to_owned(), "cpu".to_owned());
         let plan = Plan {
             version: PLAN_VERSION,
             block,
             target,
             provenance,
+            without: Vec::new(),
             stages: BTreeMap::new(),
             shaders: BTreeMap::new(),
         };

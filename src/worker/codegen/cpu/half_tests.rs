@@ -56,7 +56,8 @@ fn planned(graph: &StageGraph, matmul: &MatmulSchedule) -> Plan {
         version: PLAN_VERSION,
         block: graph.block.clone(),
         target: "cpu".to_owned(),
-        provenance: Provenance { strategy: "test".to_owned(), trials: 0 },
+        provenance: Provenance::new("test"),
+        without: Vec::new(),
         stages: graph.stages.iter().map(|it| (it.name.clone(), schedule(&it.op))).collect(),
         shaders: Default::default(),
     }

@@ -36,7 +36,8 @@ fn plan(schedule: Schedule) -> Plan {
         version: PLAN_VERSION,
         block: "test".to_owned(),
         target: "cpu".to_owned(),
-        provenance: Provenance { strategy: "test".to_owned(), trials: 0 },
+        provenance: Provenance::new("test"),
+        without: Vec::new(),
         stages: BTreeMap::from([("stage".to_owned(), schedule)]),
         shaders: BTreeMap::new(),
     }

@@ -8,8 +8,10 @@ use super::*;
 use kernelforge::{
     host::gpu::{CooperativeShape, GpuFacts, GpuKind},
     plan::{
-        gpu::matmul::{GpuMlp, MlpShape, candidates, check},
-        stage::{Role, StageGraph, Tensor, TensorId},
+        gpu::matmul::{GpuMlp, MlpShape, check},
+        schedule::Schedule,
+        space::Space,
+        stage::{Role, StageGraph, StageOp, Tensor, TensorId},
     },
 };
 use std::collections::{BTreeMap, HashSet};
@@ -89,11 +91,23 @@ fn validate(text: &str) {
 
 const PRODUCT: Product = Product { m: 128, n: 768, k: 512, weights: 1, dtype: Dtype::F16 };
 
-/// Some of the declared space: one schedule in so many that a product has about `count`.
+/// Schedules from all over the declared space; of two weights, from that of a gated MLP.
 fn sample(product: &Product, count: usize) -> Vec<GpuMatmul> {
-    let gpu = gpu();
-    let all: Vec<_> = candidates(product, &gpu).collect();
-    all.iter().step_by(all.len().div_ceil(count)).cloned().collect()
+    let Product { m, n, k, weights, dtype } = *product;
+    let (activation, bias, residual) = (Activation::Silu, false, false);
+    let op = if weights == 1 {
+        StageOp::Matmul { m, n, k, bias, activation: None, residual }
+    } else {
+        StageOp::Mlp { rows: m, d_model: k, d_ff: n, activation, gated: true, bias, residual }
+    };
+    let own = |schedule| match schedule {
+        Schedule::GpuMatmul(it) => Some(it),
+        Schedule::GpuMlp(it) => it.fuse_gate.then_some(it.up),
+        _ => None,
+    };
+    let all: Vec<_> = Space::of(&op, dtype, &gpu().into(), false).schedules().filter_map(own).take(count).collect();
+    assert_eq!(all.len(), count);
+    all
 }
 
 #[test]

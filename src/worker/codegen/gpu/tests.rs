@@ -10,6 +10,8 @@ use kernelforge::{
             rows::{ElementShape, GpuElementwise, GpuNorm, NormShape},
         },
         program::{Buffer, Step},
+        schedule::Schedule,
+        space::Space,
         stage::{Factor, StageGraph, StageOp, TensorId},
     },
 };
@@ -107,12 +109,16 @@ fn all_differ(texts: &[Vec<String>]) {
     }
 }
 
-/// A few of a space spread evenly, its first and its last.
-fn some<T>(space: impl Iterator<Item = T>, count: usize) -> Vec<T> {
-    let mut all: Vec<_> = space.collect();
-    let step = (all.len() / count).max(1) | 1;
-    let last = all.pop();
-    all.into_iter().step_by(step).chain(last).collect()
+/// The first schedules of the declared space, which are from all over it.
+fn some(op: &StageOp, dtype: Dtype, hybrid_softmax: bool, count: usize) -> Vec<Schedule> {
+    Space::of(op, dtype, &facts().into(), hybrid_softmax).schedules().take(count).collect()
+}
+
+fn attentions(shape: &AttentionShape, hybrid_softmax: bool, count: usize) -> Vec<GpuAttention> {
+    let AttentionShape { batch, seq, heads, kv_heads, head_dim, causal, scale, dtype } = *shape;
+    let op = StageOp::Attention { batch, seq, heads, kv_heads, head_dim, causal, scale };
+    let own = |it| if let Schedule::GpuAttention(it) = it { it } else { panic!("{it:?}") };
+    some(&op, dtype, hybrid_softmax, count).into_iter().map(own).collect()
 }
 
 #[test]
@@ -204,7 +210,7 @@ fn attention_of_every_kind_and_shape_is_valid() {
         for (seq, head_dim) in [(1, 64), (33, 7), (100, 20), (128, 128), (70, 6)] {
             for causal in [false, true] {
                 let shape = shape(seq, head_dim, causal, dtype);
-                for schedule in some(GpuAttention::space(shape, &facts()), 12) {
+                for schedule in attentions(&shape, false, 12).into_iter().chain(attentions(&shape, true, 4)) {
                     let (_, steps) = attention(&shape, &schedule);
                     let on_host = steps.iter().filter(|it| matches!(it, Step::HostSoftmax { .. })).count();
                     assert_eq!(on_host, usize::from(matches!(schedule, GpuAttention::HostSoftmax(_))));
@@ -220,9 +226,8 @@ fn cooperative_attention_of_every_shape_is_valid() {
     for (seq, head_dim) in [(1, 64), (33, 16), (2048, 128), (100, 80), (64, 64)] {
         for causal in [false, true] {
             let shape = shape(seq, head_dim, causal, Dtype::F16);
-            let gpu = facts();
-            let all = GpuAttention::space(shape, &gpu).filter(|it| matches!(it, GpuAttention::Cooperative(_)));
-            let all = some(all, 8);
+            let all = attentions(&shape, false, 16);
+            let all: Vec<_> = all.into_iter().filter(|it| matches!(it, GpuAttention::Cooperative(_))).collect();
             assert!(all.len() > 4);
             for schedule in all {
                 attention(&shape, &schedule);
@@ -237,7 +242,14 @@ fn norms_of_every_shape_are_valid() {
         for (rows, columns) in [(1, 1), (3, 5), (128, 768), (2, 4096), (70000, 36)] {
             for centred in [false, true] {
                 let shape = NormShape { rows, columns, eps: 1e-5, centred, dtype };
-                for schedule in some(GpuNorm::space(shape, &facts()), 12) {
+                let width = columns;
+                let op = if centred {
+                    StageOp::LayerNorm { rows, width, eps: 1e-5 }
+                } else {
+                    StageOp::RmsNorm { rows, width, eps: 1e-5 }
+                };
+                for schedule in some(&op, dtype, false, 12) {
+                    let Schedule::GpuNorm(schedule) = schedule else { panic!("{schedule:?}") };
                     norm(&shape, &schedule);
                 }
                 norm(&shape, &GpuNorm::plain(&shape, &facts()));
@@ -260,8 +272,8 @@ fn elementwise_stages_of_every_kind_are_valid() {
     ops.extend(Activation::ALL.map(|function| StageOp::Activation { rows, width, function }));
     for dtype in [Dtype::F32, Dtype::F16] {
         for op in &ops {
-            let shape = ElementShape::of(op, dtype).unwrap();
-            for schedule in some(GpuElementwise::space(shape, &facts()), 6) {
+            for schedule in some(op, dtype, false, 6) {
+                let Schedule::GpuElementwise(schedule) = schedule else { panic!("{schedule:?}") };
                 elementwise(op, dtype, &schedule);
             }
         }

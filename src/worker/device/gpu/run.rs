@@ -257,7 +257,11 @@ impl<'a> Session<'a> {
         Ok(ticks.chunks_exact(2).map(|it| it[1].wrapping_sub(it[0]) as f64 * period).collect())
     }
 
-    fn time_by_host(&self, work: Work, runs: u32) -> Result<Vec<f64>, Failure> {
+    /// As [`Self::time`], by the host's clock whatever the device has: for what is compared with a program that it cannot time.
+    ///
+    /// # Errors
+    /// As [`Gpu::wait`].
+    pub fn time_by_host(&self, work: Work, runs: u32) -> Result<Vec<f64>, Failure> {
         let start = Instant::now();
         let mut encoder = self.encoder();
         for _ in 0..runs {

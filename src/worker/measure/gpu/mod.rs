@@ -7,8 +7,10 @@
 //! compared with what untimed ones computed (gate V7).
 
 mod meter;
+pub mod race;
 
 use super::{
+    benchmark::work,
     stats,
     tamper::{self, Tamper},
 };
@@ -80,14 +82,10 @@ pub fn benchmark(gpu: &Arc<Gpu>, program: &Program, sources: &[String], time_ms:
         }
         let draw = &draws[round % 2];
         draw.write_inputs(&session)?;
-        let warm = Instant::now();
-        while !gpu.facts.software() && warm.elapsed() < WARM_UP {
-            metering.time(meter.work(Ceiling::Fma), 8)?;
-        }
+        warm_up(&meter, &metering)?;
         for (task, work) in works.iter().enumerate() {
             if runs[task] == 0 {
-                let once = session.time(*work, 1)?.first().copied().unwrap_or(SUBMISSION_NS);
-                runs[task] = ((SUBMISSION_NS / once.max(1.0)) as u32).clamp(1, MOST_RUNS);
+                runs[task] = runs_of(session.time(*work, 1)?);
             }
             timed += 1;
             let first_only = tamper::current() == Some(Tamper::FirstResultKept) && timed > works.len();
@@ -120,28 +118,28 @@ pub fn benchmark(gpu: &Arc<Gpu>, program: &Program, sources: &[String], time_ms:
     Ok(report(gpu, program, &meter, timings, results))
 }
 
+/// Work for nothing, so that the clock is up when the samples begin.
+fn warm_up(meter: &Meter, metering: &Session) -> Result<(), Failure> {
+    let warm = Instant::now();
+    while !metering.gpu().facts.software() && warm.elapsed() < WARM_UP {
+        metering.time(meter.work(Ceiling::Fma), 8)?;
+    }
+    Ok(())
+}
+
+/// How many runs fill a submission, if one takes this long.
+fn runs_of(once: Vec<f64>) -> u32 {
+    let once = once.first().copied().unwrap_or(SUBMISSION_NS);
+    ((SUBMISSION_NS / once.max(1.0)) as u32).clamp(1, MOST_RUNS)
+}
+
 /// The figures of all timings: of the block, the stages, the ceilings.
 fn report(gpu: &Gpu, program: &Program, meter: &Meter, timings: Vec<Timing>, results: Vec<gaming::Timed>) -> Benchmark {
     let graph = &program.graph;
-    let count = graph.stages.len() + 1;
-    let rate = |wanted: Ceiling, time: fn(&Timing) -> f64| {
-        let index = meter.ceilings().iter().position(|it| *it == wanted)?;
-        Some(meter.amount(wanted, &gpu.facts) / time(timings.get(count + index)?))
-    };
     let half = graph.tensors.iter().any(|it| it.dtype == Dtype::F16);
-    let fma = |time| rate(Ceiling::Fma, time).unwrap_or(0.0);
-    let arithmetic = |time: fn(&Timing) -> f64| {
-        let cooperative = if half { rate(Ceiling::Cooperative, time).unwrap_or(0.0) } else { 0.0 };
-        cooperative.max(fma(time))
-    };
-    let ceilings = Ceilings {
-        threads: 1,
-        gflops: arithmetic(|it| it.median_ns),
-        gigabytes_per_s: rate(Ceiling::Read, |it| it.median_ns).unwrap_or(0.0),
-    };
-    let (peak, bytes_peak) = (arithmetic(|it| it.min_ns), fma(|it| it.min_ns) * BYTES_PER_OPERATION);
-    let bytes = graph.tensors.iter().filter(|it| it.role != Role::Value).map(|it| it.bytes() as u64).sum();
-    let whole = ("block".to_owned(), "block".to_owned(), graph.flops(), bytes);
+    let Rates { ceilings, peak, bytes_peak } = rates(gpu, meter, half, &timings[graph.stages.len() + 1..]);
+    let (flops, bytes) = work(graph);
+    let whole = ("block".to_owned(), "block".to_owned(), flops, bytes);
     let names =
         graph.stages.iter().map(|it| (it.name.clone(), it.op.name().to_owned(), it.op.flops(), graph.bytes(it)));
     let all = std::iter::once(whole).chain(names).zip(&timings);
@@ -152,11 +150,43 @@ fn report(gpu: &Gpu, program: &Program, meter: &Meter, timings: Vec<Timing>, res
     let mut checks: Vec<GateResult> = results.into_iter().zip(names()).map(|(it, name)| it.result(name)).collect();
     checks.extend(all.iter().zip(names()).map(|(it, name)| gaming::plausible(it, name, peak, bytes_peak)));
     let block = all.remove(0);
-    let hosted = program.stages.iter().flatten().any(|it| matches!(it, Step::HostSoftmax { .. }));
-    let stamped = gpu.facts.has(GpuFeature::Timestamps) && !hosted;
-    let clock = if stamped { Clock::Device } else { Clock::HostAroundSubmission };
+    let clock = if stamped(gpu, program) { Clock::Device } else { Clock::HostAroundSubmission };
     let version = super::benchmark::BENCHMARK_VERSION;
     Benchmark { version, threads: 1, clock, ceilings, block, stages: all, checks }
+}
+
+/// Whether the device's own clock can time all of the program.
+fn stamped(gpu: &Gpu, program: &Program) -> bool {
+    let hosted = program.stages.iter().flatten().any(|it| matches!(it, Step::HostSoftmax { .. }));
+    gpu.facts.has(GpuFeature::Timestamps) && !hosted
+}
+
+/// What samples of the ceilings mean: medians, and the fastest ones, which nothing can exceed.
+struct Rates {
+    ceilings: Ceilings,
+    /// Operations in a nanosecond.
+    peak: f64,
+    /// Bytes in a nanosecond.
+    bytes_peak: f64,
+}
+
+/// `timings` in the order of [`Meter::ceilings`]; `half`: products of f16 are within reach.
+fn rates(gpu: &Gpu, meter: &Meter, half: bool, timings: &[Timing]) -> Rates {
+    let rate = |wanted: Ceiling, time: fn(&Timing) -> f64| {
+        let index = meter.ceilings().iter().position(|it| *it == wanted)?;
+        Some(meter.amount(wanted, &gpu.facts) / time(timings.get(index)?))
+    };
+    let fma = |time| rate(Ceiling::Fma, time).unwrap_or(0.0);
+    let arithmetic = |time: fn(&Timing) -> f64| {
+        let cooperative = if half { rate(Ceiling::Cooperative, time).unwrap_or(0.0) } else { 0.0 };
+        cooperative.max(fma(time))
+    };
+    let ceilings = Ceilings {
+        threads: 1,
+        gflops: arithmetic(|it| it.median_ns),
+        gigabytes_per_s: rate(Ceiling::Read, |it| it.median_ns).unwrap_or(0.0),
+    };
+    Rates { ceilings, peak: arithmetic(|it| it.min_ns), bytes_peak: fma(|it| it.min_ns) * BYTES_PER_OPERATION }
 }
 
 /// The program with half of the workgroups of every dispatch, as a tampered measurement runs it.

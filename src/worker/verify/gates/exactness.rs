@@ -4,7 +4,12 @@
 //! type cannot hold it, it must be the nearest number that it can.
 
 use super::Judged;
-use crate::verify::{candidate::Candidate, coverage, inputs::Source, reference::Detail};
+use crate::verify::{
+    candidate::{Candidate, Tensors},
+    coverage,
+    inputs::Source,
+    reference::Detail,
+};
 use kernelforge::{
     manifest::spec::Dtype,
     plan::stage::{Factor, Role, Stage, StageOp},
@@ -12,14 +17,14 @@ use kernelforge::{
 };
 
 /// What a stage is given, and at which rows its result is exact.
-struct Case {
-    name: &'static str,
-    fill: fn(&mut dyn Candidate, &Stage, &mut Source),
+pub struct Case {
+    pub name: &'static str,
+    pub fill: fn(&mut dyn Tensors, &Stage, &mut Source),
     /// `None`: this stage has no such case.
-    rows: fn(&StageOp, Dtype, Vec<usize>) -> Option<Vec<usize>>,
+    pub rows: fn(&StageOp, Dtype, Vec<usize>) -> Option<Vec<usize>>,
 }
 
-const CASES: [Case; 6] = [
+pub const CASES: [Case; 6] = [
     Case { name: "small integers", fill: fill_integers, rows: integer_rows },
     Case { name: "uniform attention", fill: fill_uniform, rows: uniform_rows },
     Case { name: "uniform attention far below zero", fill: fill_sunk, rows: uniform_rows },
@@ -94,7 +99,8 @@ impl Whole {
     }
 }
 
-fn fill_weights(candidate: &mut dyn Candidate, stage: &Stage, source: &mut Source) {
+/// The weights of one stage that its exact cases need.
+pub fn fill_weights(candidate: &mut dyn Tensors, stage: &Stage, source: &mut Source) {
     let depth = match stage.op {
         StageOp::Matmul { k, .. } => Some(k),
         StageOp::Mlp { d_model, .. } => Some(d_model),
@@ -137,7 +143,7 @@ fn select(matrix: &mut [f32], columns: usize, source: &mut Source) {
 }
 
 /// Writes the stage's input at `position`, where that is no weight.
-fn fill_input(candidate: &mut dyn Candidate, stage: &Stage, position: usize, mut value: impl FnMut(usize) -> f32) {
+fn fill_input(candidate: &mut dyn Tensors, stage: &Stage, position: usize, mut value: impl FnMut(usize) -> f32) {
     let Some(&id) = stage.inputs.get(position) else { return };
     if candidate.graph().tensor(id).role != Role::Weight {
         for (index, it) in candidate.tensor_mut(id).iter_mut().enumerate() {
@@ -146,7 +152,7 @@ fn fill_input(candidate: &mut dyn Candidate, stage: &Stage, position: usize, mut
     }
 }
 
-fn fill_integers(candidate: &mut dyn Candidate, stage: &Stage, source: &mut Source) {
+fn fill_integers(candidate: &mut dyn Tensors, stage: &Stage, source: &mut Source) {
     let dtype = candidate.graph().tensor(stage.output).dtype;
     let (StageOp::Matmul { k: depth, .. } | StageOp::Mlp { d_model: depth, .. }) = stage.op else {
         // A product of two must stay below 65504.
@@ -171,7 +177,7 @@ fn integer_rows(op: &StageOp, _: Dtype, rows: Vec<usize>) -> Option<Vec<usize>> 
 }
 
 /// Q = 0: all logits are 0, whatever the keys.
-fn fill_uniform(candidate: &mut dyn Candidate, stage: &Stage, source: &mut Source) {
+fn fill_uniform(candidate: &mut dyn Tensors, stage: &Stage, source: &mut Source) {
     fill_input(candidate, stage, 0, |_| 0.0);
     fill_input(candidate, stage, 1, |_| source.normal());
     fill_input(candidate, stage, 2, |_| source.integer(1000));
@@ -179,7 +185,7 @@ fn fill_uniform(candidate: &mut dyn Candidate, stage: &Stage, source: &mut Sourc
 
 /// All logits are the same number, so far below zero that its exponential is none: the maximum must be subtracted, also when
 /// it is negative. Whole powers of two, so that the logits are exact.
-fn fill_sunk(candidate: &mut dyn Candidate, stage: &Stage, source: &mut Source) {
+fn fill_sunk(candidate: &mut dyn Tensors, stage: &Stage, source: &mut Source) {
     let StageOp::Attention { head_dim, scale, .. } = stage.op else { return };
     let size = (2.0 * AHEAD / (scale.abs() * head_dim as f64)).log2().ceil().exp2() as f32;
     fill_input(candidate, stage, 0, |_| -size);
@@ -206,7 +212,7 @@ const PATTERNS: usize = 32;
 
 /// Every query looks at one key that it sees. Keys are sign patterns, or points of a parabola where heads are too narrow for
 /// patterns that all differ; the query is its key's pattern times the power of two that puts it `AHEAD`.
-fn fill_one_hot(candidate: &mut dyn Candidate, stage: &Stage, source: &mut Source) {
+fn fill_one_hot(candidate: &mut dyn Tensors, stage: &Stage, source: &mut Source) {
     let StageOp::Attention { batch, seq, heads, kv_heads, head_dim, causal, scale } = stage.op else { return };
     let patterns = head_dim >= PATTERNS;
     let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
@@ -256,7 +262,7 @@ fn one_hot_rows(op: &StageOp, dtype: Dtype, rows: Vec<usize>) -> Option<Vec<usiz
 }
 
 /// Each row one value, 0 or a power of two: the mean is that value, the deviation 0, the result the bias.
-fn fill_constant(candidate: &mut dyn Candidate, stage: &Stage, source: &mut Source) {
+fn fill_constant(candidate: &mut dyn Tensors, stage: &Stage, source: &mut Source) {
     let width = coverage::output_shape(&stage.op).1;
     // For RMS norm only rows of zeros are exact.
     let centred = matches!(stage.op, StageOp::LayerNorm { .. });
@@ -271,7 +277,7 @@ fn constant_rows(op: &StageOp, _: Dtype, rows: Vec<usize>) -> Option<Vec<usize>>
 }
 
 /// A power of two times any factor is exact but for the factor's own rounding, which the reference shares.
-fn fill_powers(candidate: &mut dyn Candidate, stage: &Stage, source: &mut Source) {
+fn fill_powers(candidate: &mut dyn Tensors, stage: &Stage, source: &mut Source) {
     fill_input(candidate, stage, 0, |_| source.sign() * 2f32.powi(source.below(16) as i32 - 8));
 }
 

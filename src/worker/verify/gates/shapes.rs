@@ -316,7 +316,8 @@ mod tests {
             version: PLAN_VERSION,
             block: graph.block.clone(),
             target: "cpu".to_owned(),
-            provenance: Provenance { strategy: "test".to_owned(), trials: 0 },
+            provenance: Provenance::new("test"),
+            without: Vec::new(),
             stages: Default::default(),
             shaders: Default::default(),
         };

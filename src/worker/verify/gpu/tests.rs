@@ -11,9 +11,9 @@ use kernelforge::{
     manifest::spec::BlockSpec,
     plan::{
         PLAN_VERSION, Plan, Provenance,
-        gpu::attention::{AttentionShape, GpuAttention},
         schedule::Schedule,
-        stage::StageGraph,
+        space::Space,
+        stage::{StageGraph, StageOp},
     },
     protocol::{FailureKind, Gate, GateStatus, Verdict},
 };
@@ -31,7 +31,8 @@ fn plan(stages: BTreeMap<String, Schedule>) -> Plan {
         version: PLAN_VERSION,
         block: "sample".to_owned(),
         target: "gpu".to_owned(),
-        provenance: Provenance { strategy: "test".to_owned(), trials: 0 },
+        provenance: Provenance::new("test"),
+        without: Vec::new(),
         stages,
         shaders: BTreeMap::new(),
     }
@@ -95,9 +96,9 @@ fn softmax_on_the_host_is_accepted() {
     for stage in &graph.stages {
         let dtype = graph.tensor(stage.output).dtype;
         let mut schedule = Schedule::plain(&stage.op, dtype, &Device::Gpu(gpu.clone()));
-        if let Some(shape) = AttentionShape::of(&stage.op, dtype) {
-            let mut hosted = GpuAttention::space(shape, &gpu).filter(|it| matches!(it, GpuAttention::HostSoftmax(_)));
-            schedule = Schedule::GpuAttention(hosted.next().unwrap());
+        if let StageOp::Attention { .. } = stage.op {
+            let hosted = Space::of(&stage.op, dtype, &Device::Gpu(gpu.clone()), true);
+            schedule = hosted.schedules().next().unwrap();
         }
         stages.insert(stage.name.clone(), schedule);
     }

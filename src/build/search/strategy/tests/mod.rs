@@ -1,0 +1,148 @@
+//! What every strategy promises, on operations of every kind and devices of every size, without a device.
+
+mod quality;
+
+use super::*;
+use crate::{
+    build::search::{gpu, heuristic},
+    host::Device,
+    manifest::spec::Dtype,
+    plan::{
+        constraint,
+        schedule::Schedule,
+        space::tests::{devices, dtypes, matmul, ops},
+        stage::{Role, Stage, StageGraph, StageOp, Tensor, TensorId},
+    },
+    protocol::{
+        FailureKind, Timing,
+        tuning::{Measured, Refusal, TRIAL_VERSION, TrialOutcome},
+    },
+};
+use proptest::prelude::*;
+use std::collections::{BTreeMap, HashSet};
+
+pub fn problem(op: StageOp, dtype: Dtype, device: &Device, hybrid_softmax: bool, seed: u64) -> Problem {
+    let tensor = Tensor { name: "op".to_owned(), shape: vec![1], dtype, role: Role::Output };
+    let stage = Stage { name: "op".to_owned(), op, inputs: vec![], output: TensorId(0), scheduled: true };
+    let operation = StageGraph { block: "op".to_owned(), tensors: vec![tensor], stages: vec![stage] };
+    let mut proposed = match device {
+        Device::Cpu(it) => heuristic::propose(&operation, it),
+        Device::Gpu(it) => gpu::propose(&operation, it, hybrid_softmax),
+    };
+    Problem {
+        heuristic: proposed.remove("op").unwrap(),
+        operation,
+        device: device.clone(),
+        threads: 1,
+        hybrid_softmax,
+        seeds: vec![],
+        seed,
+        shaders: BTreeMap::new(),
+    }
+}
+
+/// What became of a schedule whose time is `relative`; none: it was rejected.
+pub fn trial(schedule: &Schedule, origin: &str, relative: Option<f64>) -> Trial {
+    let timing = Timing { samples: 1, median_ns: 1.0, min_ns: 1.0, q1_ns: 1.0, q3_ns: 1.0 };
+    let refusal = Refusal { kind: FailureKind::Crash, gate: None, message: "it crashed".to_owned() };
+    let measured = |relative| TrialOutcome::Measured(Measured { timing, relative, noise: 0.0, floor_ns: 0.0 });
+    Trial {
+        version: TRIAL_VERSION,
+        schedule: schedule.clone(),
+        origin: origin.to_owned(),
+        outcome: relative.map_or(TrialOutcome::Rejected(refusal), measured),
+    }
+}
+
+/// A time that has nothing to do with the schedule; one in eight is rejected.
+fn noise(schedule: &Schedule) -> Option<f64> {
+    let digest = blake3::hash(serde_json::to_string(schedule).unwrap().as_bytes());
+    let [first, second, ..] = digest.as_bytes();
+    (first % 8 > 0).then(|| 0.5 + f64::from(*second) / 256.0)
+}
+
+/// A search of `rounds` of `most`; every schedule that was proposed, with its origin.
+fn search(kind: Kind, problem: &Problem, most: usize, rounds: usize) -> Vec<Proposal> {
+    let mut proposer = proposer(kind, problem);
+    proposer.tell(&[trial(&problem.heuristic, "heuristic", Some(1.0))]);
+    let mut all = Vec::new();
+    for _ in 0..rounds {
+        let proposals = proposer.ask(most);
+        assert!(proposals.len() <= most);
+        let told: Vec<Trial> =
+            proposals.iter().map(|it| trial(&it.schedule, &it.origin, noise(&it.schedule))).collect();
+        proposer.tell(&told);
+        all.extend(proposals);
+    }
+    all
+}
+
+fn kinds() -> impl Strategy<Value = Kind> {
+    proptest::sample::select(Kind::ALL.to_vec())
+}
+
+proptest! {
+    #![proptest_config(crate::testing::cases(24))]
+    #[test]
+    fn every_proposal_is_legal_new_and_the_same_again(
+        op in ops(), dtype in dtypes(), device in 0usize..5, kind in kinds(), hybrid: bool, seed: u64
+    ) {
+        let problem = problem(op, dtype, &devices()[device], hybrid, seed);
+        let all = search(kind, &problem, 9, 4);
+        let mut seen = HashSet::from([problem.heuristic.clone()]);
+        for it in &all {
+            prop_assert_eq!(constraint::check(problem.stage(), dtype, &it.schedule, &problem.device), Ok(()));
+            prop_assert!(seen.insert(it.schedule.clone()), "{:?}", it);
+            prop_assert!(it.origin.starts_with(kind.name()));
+        }
+        prop_assert_eq!(all.is_empty(), kind == Kind::Heuristic);
+        prop_assert_eq!(search(kind, &problem, 9, 4), all);
+    }
+
+    /// The heuristic's proposal is near the space: its neighbours there are what a search begins with.
+    #[test]
+    fn the_heuristic_is_near_the_space(op in ops(), dtype in dtypes(), device in 0usize..5, hybrid: bool) {
+        let problem = problem(op, dtype, &devices()[device], hybrid, 0);
+        let space = known::Known::new(&problem).space;
+        let near = space.nearest(&problem.heuristic).and_then(|it| space.schedule(&it));
+        prop_assert_eq!(near.map(|it| it.name()), Some(problem.heuristic.name()));
+    }
+}
+
+#[test]
+fn small_spaces_end() {
+    let problem = problem(StageOp::Add { rows: 7, width: 30 }, Dtype::F32, &devices()[0], false, 5);
+    for kind in [Kind::Grid, Kind::Random, Kind::Evolutionary, Kind::Model] {
+        let all = search(kind, &problem, 7, 8);
+        assert_eq!(all.len(), 39, "{kind}");
+        let mut over = proposer(kind, &problem);
+        over.ask(1000);
+        assert!(over.ask(1).is_empty(), "{kind}");
+    }
+}
+
+#[test]
+fn a_larger_grid_has_the_smaller_one() {
+    let problem = problem(matmul(128, 768, 768), Dtype::F32, &devices()[0], false, 5);
+    let (small, large) = (search(Kind::Grid, &problem, 8, 3), search(Kind::Grid, &problem, 5, 12));
+    assert_eq!(small[..], large[..24]);
+}
+
+#[test]
+fn schedules_that_did_well_elsewhere_come_first() {
+    let mut problem = problem(matmul(128, 768, 768), Dtype::F32, &devices()[0], false, 5);
+    let mut grid = proposer(Kind::Grid, &problem);
+    problem.seeds = grid.ask(3).into_iter().map(|it| it.schedule).collect();
+    for kind in [Kind::Evolutionary, Kind::Model] {
+        let first = proposer(kind, &problem).ask(3).into_iter().map(|it| it.schedule).collect::<Vec<_>>();
+        assert_eq!(first, problem.seeds, "{kind}");
+    }
+}
+
+#[test]
+fn strategies_are_known_by_their_names() {
+    for kind in Kind::ALL {
+        assert_eq!(kind.name().parse(), Ok(kind));
+    }
+    assert_eq!("annealing".parse::<Kind>().unwrap_err().to_string(), "there is no search strategy `annealing`");
+}
