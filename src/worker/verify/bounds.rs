@@ -89,6 +89,10 @@ impl Arithmetic {
             unit: if cooperative { 2.0 * U } else { U },
             division: 2.0 * U,
             inverse_sqrt: 4.0 * U,
+            // Attention on cooperative matrices takes the device's own exp2(t) of a t made with one more rounding, 3 + 2 |t| units with
+            // |t| up to 7 + |x| / ln 2. Beside weights of 16 bits that is nothing.
+            exp: if cooperative { 48.0 * U } else { 4.0 * U },
+            exp_slope: if cooperative { 8.0 * U } else { 0.0 },
             // Cooperative products take both operands in 16 bits.
             probabilities: if cooperative { storage } else { Dtype::F32 },
             hidden: storage,
