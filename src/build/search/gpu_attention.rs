@@ -7,27 +7,44 @@ use crate::{
 
 /// Workgroups that occupy a large device: with fewer, smaller tiles of queries win.
 const WORKGROUPS: usize = 256;
+/// The same on cooperative matrices, whose workgroups fill a multiprocessor sooner: 512 tokens with 16 heads of 128 took 31 us in
+/// 64 workgroups on an H100, 25 in 128, 27 in 256.
+const COOPERATIVE_WORKGROUPS: usize = 128;
+/// Tokens from which cooperative matrices win: 12 heads of 64 took 7.1 us for 128 tokens on an H100 and 7.3 for 32, the online kernel 9.4
+/// and 5.8.
+const COOPERATIVE_TOKENS: usize = 64;
 
-/// The online kernel: what is legal of the schedules that were fastest on an H200, the largest tiles that still make workgroups
-/// enough first.
-///
-/// [`cooperative`] is not asked: no device has yet passed a kernel of it.
+/// Cooperative matrices where they are legal and worth it, else the online kernel: what is legal of the schedules that were fastest
+/// on a large device, the largest tiles that still make workgroups enough first.
 pub fn propose(shape: &AttentionShape, gpu: &GpuFacts) -> GpuAttention {
     let legal = |it: &GpuAttention| it.check("", shape, gpu).is_ok();
-    online(shape).find(legal).unwrap_or_else(|| GpuAttention::plain(shape, gpu))
+    let matrices = (shape.seq >= COOPERATIVE_TOKENS).then(|| cooperative(shape, gpu)).flatten();
+    matrices.or_else(|| online(shape).find(legal)).unwrap_or_else(|| GpuAttention::plain(shape, gpu))
 }
 
-/// The kernel on cooperative matrices, where it is legal. Two subgroups of 16 rows or more share tiles of 32 keys: 64 rows by
-/// 32 keys took 0.37 ms for 32 heads of 128 and 2048 tokens on an H200, 32 rows by 64 keys 1.2 ms.
+/// The kernel on cooperative matrices, where it is legal. On an H100, of 2048 tokens and 32 heads, masked:
+///
+/// - heads of 128: 236 us with 8 subgroups of 16 rows and tiles of 64 keys, 252 with 4 and 32, 274 with 4 of 32 rows, whose
+///   accumulators do not all stay in registers.
+/// - heads of 64: 117 us with 4 subgroups of 32 rows, 162 with 4 of 16, 166 with 2 of 32. Rows that are not padded let two
+///   workgroups run side by side in the 48 KiB or so of workgroup memory that the driver gives to each multiprocessor.
 pub fn cooperative(shape: &AttentionShape, gpu: &GpuFacts) -> Option<GpuAttention> {
+    // Rows of a workgroup and of a subgroup, keys of a tile and of a chunk, padded.
+    let wide = if shape.head_dim <= 64 { (128, 32, 64, 16, false) } else { (128, 16, 64, 32, true) };
+    let all = [wide, (64, 16, 32, 32, true), (32, 16, 64, 32, true), (32, 16, 32, 16, true), (16, 16, 16, 16, false)];
+    // Narrow heads have no use for the one between: 512 tokens and 12 heads of 64 took 17.5 us with 32 rows, 22 with 64.
+    let all = all.into_iter().filter(|it| it.0 != 64 || shape.head_dim > 64);
+    let fills = |rows: usize| shape.batch * shape.heads * shape.seq.div_ceil(rows) >= COOPERATIVE_WORKGROUPS;
+    let fitting = all.filter(|it| it.0 <= 32 || fills(it.0));
     let legal = |it: &GpuAttention| it.check("", shape, gpu).is_ok();
-    let all = widest(shape.head_dim, 4).flat_map(|vector| {
-        let tiles = [(64, 32), (32, 32), (16, 32), (16, 16)].into_iter().filter(|it| fills(shape, it.0) || it.0 == 16);
-        tiles.map(move |(tile_q, tile_k)| {
-            GpuAttention::Cooperative(CooperativeAttention { tile_q, tile_k, vector, prefetch: false })
+    let mut schedules = fitting.flat_map(|(tile_q, subgroup_q, tile_k, chunk, padded)| {
+        widest(shape.head_dim, 8).map(move |vector| {
+            let prefetch = true;
+            let it = CooperativeAttention { tile_q, subgroup_q, tile_k, chunk, padded, vector, prefetch };
+            GpuAttention::Cooperative(it)
         })
     });
-    all.into_iter().find(legal)
+    schedules.find(legal)
 }
 
 /// Few accumulators for each invocation and many invocations: 64 x 32 tiles took 2.0 ms for 32 heads of 128 and 2048 tokens on an
@@ -99,6 +116,25 @@ mod tests {
             let possible = is_large && shape.dtype == Dtype::F16 && shape.head_dim.is_multiple_of(FRAGMENT);
             prop_assert_eq!(cooperative(&shape, &gpu).is_some(), possible);
         }
+    }
+
+    #[test]
+    fn f16_of_64_tokens_and_more_goes_to_matrices_in_the_largest_tiles_that_occupy_the_device() {
+        let rows = |seq, heads, head_dim, dtype| {
+            let (causal, scale) = (true, 0.1);
+            let shape = AttentionShape { batch: 1, seq, heads, kv_heads: heads, head_dim, causal, scale, dtype };
+            match propose(&shape, &large()) {
+                GpuAttention::Cooperative(it) => Some((it.tile_q, it.subgroup_q)),
+                _ => None,
+            }
+        };
+        let f16 = |seq, heads, head_dim| rows(seq, heads, head_dim, Dtype::F16);
+        assert_eq!(
+            [f16(2048, 32, 128), f16(512, 16, 128), f16(128, 16, 128)],
+            [Some((128, 16)), Some((64, 16)), Some((32, 16))]
+        );
+        assert_eq!([f16(2048, 32, 64), f16(512, 12, 64), f16(63, 12, 64)], [Some((128, 32)), Some((32, 16)), None]);
+        assert_eq!([f16(2048, 32, 72), rows(2048, 32, 128, Dtype::F32)], [None, None]);
     }
 
     #[test]

@@ -42,12 +42,22 @@ pub struct Online {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct CooperativeAttention {
-    /// Query rows of a workgroup; each subgroup has 16 of them.
+    /// Query rows of a workgroup.
     pub tile_q: usize,
+    /// Query rows of a subgroup, a multiple of 16. With more of them each matrix of keys and values is loaded for more products, and
+    /// each invocation holds more accumulators.
+    pub subgroup_q: usize,
+    /// Keys of a tile.
     pub tile_k: usize,
+    /// Keys whose scores, and then weights, are in workgroup memory at a time. Divides `tile_k`.
+    pub chunk: usize,
+    /// Rows of scores and weights lie 16 bytes further apart, against bank conflicts. That is memory, and devices run as many
+    /// workgroups side by side as there is memory for.
+    pub padded: bool,
     /// Elements of one load from buffers: 1, 2, 4 or 8. Divides the head's width.
     pub vector: usize,
-    /// Ask for a tile's values before its scores are computed, and hold them in registers till then.
+    /// Ask for a tile's values before its scores are computed and for the next tile's keys before its softmax, and hold them in
+    /// registers till then.
     pub prefetch: bool,
 }
 
@@ -165,8 +175,10 @@ impl Online {
 pub struct CooperativeLayout {
     pub subgroups: usize,
     pub threads: usize,
-    /// Elements from row to row of a tile of keys or values, of a subgroup's scores, and of its weights: 16 bytes more than the row, so
-    /// that neighbouring rows lie in other banks and rows stay aligned for the widest load.
+    /// Invocations that share a row.
+    pub lanes: usize,
+    /// Elements from row to row of a tile of keys or values, 16 bytes more than the row, so that neighbouring rows lie in other banks and
+    /// matrices begin where the widest loads may; of a subgroup's scores; and of its weights.
     pub stride: usize,
     pub score_stride: usize,
     pub weight_stride: usize,
@@ -174,16 +186,19 @@ pub struct CooperativeLayout {
 }
 
 impl CooperativeAttention {
+    /// For a schedule whose knobs divide each other.
     pub fn layout(&self, shape: &AttentionShape, subgroup: usize) -> CooperativeLayout {
-        let subgroups = self.tile_q / FRAGMENT;
-        let (stride, score_stride, weight_stride) = (shape.head_dim + 8, self.tile_k + 8, self.tile_k + 8);
-        let tiles = self.tile_k * stride * 2;
-        let own = FRAGMENT * (score_stride * 4 + weight_stride * 2);
-        // Flags: a reference has moved; a causal tile has a value that is not finite.
-        let workgroup_memory = tiles + subgroups * own + if shape.causal { 8 } else { 4 };
+        let subgroups = self.tile_q / self.subgroup_q;
+        let stride = shape.head_dim + 8;
+        // Scores of neighbouring rows that are read at once lie in other banks either way; their writing, and weights, want more.
+        let (score_pad, weight_pad) = if self.padded { (8, 8) } else { (4, 0) };
+        let (score_stride, weight_stride) = (self.chunk + score_pad, self.chunk + weight_pad);
+        // The flags, which are two, fill 16 bytes: nothing may lie behind them that begins anywhere else.
+        let workgroup_memory = self.tile_k * stride * 2 + self.tile_q * (score_stride * 4 + weight_stride * 2) + 16;
         CooperativeLayout {
             subgroups,
             threads: subgroups * subgroup,
+            lanes: subgroup / self.subgroup_q,
             stride,
             score_stride,
             weight_stride,
@@ -217,13 +232,19 @@ impl CooperativeAttention {
         knobs.vector(self.vector, 8, "a head", shape.head_dim)?;
         knobs.range("tile-q", self.tile_q, FRAGMENT, 1024, "query rows of a workgroup")?;
         knobs.range("tile-k", self.tile_k, FRAGMENT, 1024, "keys of a tile")?;
-        knobs.multiple("tile-q", self.tile_q, "rows of a cooperative matrix", FRAGMENT)?;
-        knobs.multiple("tile-k", self.tile_k, "columns of a cooperative matrix", FRAGMENT)?;
-        knobs.multiple("tile-k", self.tile_k, "keys of all invocations of a row", gpu.subgroup_max / 4)?;
+        knobs.multiple("subgroup-q", self.subgroup_q, "rows of a cooperative matrix", FRAGMENT)?;
+        knobs.multiple("tile-q", self.tile_q, "subgroup-q", self.subgroup_q)?;
+        knobs.multiple("chunk", self.chunk, "columns of a cooperative matrix", FRAGMENT)?;
+        knobs.multiple("tile-k", self.tile_k, "chunk", self.chunk)?;
+        if !gpu.subgroup_max.is_multiple_of(self.subgroup_q) {
+            let rule = format!("gives no invocation of a subgroup of {} a whole row", gpu.subgroup_max);
+            return Err(knobs.violation("subgroup-q", self.subgroup_q, rule));
+        }
         let layout = self.layout(shape, gpu.subgroup_max);
+        knobs.multiple("chunk", self.chunk, "keys of all invocations of a row", 4 * layout.lanes)?;
         knobs.invocations("tile-q", layout.threads)?;
         // Eight registers of each invocation for one accumulator of 16 x 16 in a subgroup of 32.
-        let accumulators = (shape.head_dim + self.tile_k) * FRAGMENT / gpu.subgroup_max;
+        let accumulators = (shape.head_dim + self.tile_k) * self.subgroup_q / gpu.subgroup_max;
         if accumulators > ACCUMULATORS {
             let rule = format!(
                 "and heads of {} columns need {accumulators} accumulators of each invocation: more than {ACCUMULATORS} do \

@@ -84,7 +84,18 @@ const GPU_ATTENTION: Methods = &[
             ("share-q", Flag),
         ],
     ),
-    ("cooperative", &[("tile-q", Count), ("tile-k", Count), ("vector", Count), ("prefetch", Flag)]),
+    (
+        "cooperative",
+        &[
+            ("tile-q", Count),
+            ("subgroup-q", Count),
+            ("tile-k", Count),
+            ("chunk", Count),
+            ("padded", Flag),
+            ("vector", Count),
+            ("prefetch", Flag),
+        ],
+    ),
     ("host-softmax", &[("tile-q", Count), ("tile-k", Count), ("threads", Count)]),
 ];
 

@@ -74,7 +74,8 @@ fn gpu_plan() -> Plan {
     };
     let gemv = GpuMatmul::Gemv(Gemv { threads: 128, vector, slices: 4, unroll: 2, split_k });
     let online = Online { tile_q: 32, tile_k, thread_q: 2, threads: 64, vector, share_q: true };
-    let subgroups = CooperativeAttention { tile_q: 32, tile_k, vector, prefetch: true };
+    let (subgroup_q, chunk, padded) = (16, 16, true);
+    let subgroups = CooperativeAttention { tile_q: 32, subgroup_q, tile_k, chunk, padded, vector, prefetch: true };
     let host = HostSoftmax { tile_q: 32, tile_k, threads: 64 };
     let mlp = GpuMlp { fuse_gate: true, up: GpuMatmul::Cooperative(cooperative), down: gemv };
     let plan = of(&[

@@ -156,10 +156,12 @@ fn attention(shape: &AttentionShape, gpu: &GpuFacts, hybrid_softmax: bool) -> Ve
     ];
     let mut families = vec![family("online", online)];
     if shape.dtype == Dtype::F16 && gpu.has(GpuFeature::CooperativeMatrix) && head_dim.is_multiple_of(FRAGMENT) {
-        let tiles = [1, 2, 4, 8].map(|it| it * FRAGMENT);
         let knobs = vec![
-            Knob::number("tile-q", up_to(seq, &tiles)),
-            Knob::number("tile-k", tiles),
+            Knob::number("subgroup-q", up_to(seq, &[FRAGMENT, 2 * FRAGMENT])),
+            Knob::number("tile-q", [1, 2, 4, 8]).times("subgroup-q"),
+            Knob::number("chunk", [1, 2, 4].map(|it| it * FRAGMENT)),
+            Knob::number("tile-k", [1, 2, 4, 8]).times("chunk"),
+            Knob::flag("padded"),
             vector(8, &[head_dim]),
             Knob::flag("prefetch"),
         ];

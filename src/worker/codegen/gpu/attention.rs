@@ -5,18 +5,16 @@ use kernelforge::{
     host::gpu::GpuFeature,
     manifest::spec::Dtype,
     plan::{
-        gpu::attention::{
-            AttentionShape, CooperativeAttention, FRAGMENT, GpuAttention, HostSoftmax, Online, SCORE_DEPTH,
-        },
+        gpu::attention::{AttentionShape, CooperativeAttention, GpuAttention, HostSoftmax, Online, SCORE_DEPTH},
         program::{Access, Buffer, Step},
     },
     protocol::Failure,
 };
 use minijinja::context;
 
-/// How far, as a natural logarithm, a row's maximum may run ahead of the reference that its weights are relative to, and the power of
-/// two that weights are multiplied by: e^6 2^7 = 51638 is within f16.
-const HEADROOM: u32 = 6;
+/// How far a row's maximum may run ahead of the reference that its weights are relative to, and the power of two that weights are
+/// multiplied by, both as logarithms to base 2: 2^15 is within f16.
+const HEADROOM: u32 = 8;
 const BOOST: u32 = 7;
 
 /// q, k, v and the result.
@@ -109,17 +107,20 @@ fn cooperative(
     operands: &Operands,
     schedule: &CooperativeAttention,
 ) -> Result<Vec<Step>, Failure> {
-    let CooperativeAttention { tile_q, tile_k, vector, prefetch } = *schedule;
+    let CooperativeAttention { tile_q, subgroup_q, tile_k, chunk, padded: _, vector, prefetch } = *schedule;
     let subgroup = builder.gpu.subgroup_max;
-    let lanes = subgroup / FRAGMENT;
-    // Distances of the invocations that share a row.
-    let steps: Vec<_> = (0..lanes.trailing_zeros()).map(|it| 1_u32 << it).collect();
     let layout = schedule.layout(shape, subgroup);
+    // Distances of the invocations that share a row.
+    let steps: Vec<_> = (0..layout.lanes.trailing_zeros()).map(|it| 1_u32 << it).collect();
     let tiles_q = shape.seq.div_ceil(tile_q);
     let context = context! {
-        tile_q, tile_k, vector, prefetch, tiles_q, subgroup, lanes, steps,
+        tile_q, subgroup_q, tile_k, chunk, vector, prefetch, tiles_q, subgroup, steps,
         headroom => HEADROOM,
         boost => BOOST,
+        // Scores become logarithms to base 2, their sign is seen to before: the largest score is that of the largest product.
+        scale => float(shape.scale.abs() * std::f64::consts::LOG2_E),
+        negative => shape.scale < 0.0,
+        lanes => layout.lanes,
         storage => storage(Dtype::F16, vector.min(4)),
         subgroups => layout.subgroups,
         threads => layout.threads,

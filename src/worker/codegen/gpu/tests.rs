@@ -142,11 +142,15 @@ fn every_knob_of_online_attention_shows_in_the_text() {
 
 #[test]
 fn every_knob_of_cooperative_attention_shows_in_the_text() {
-    let base = CooperativeAttention { tile_q: 64, tile_k: 32, vector: 8, prefetch: false };
+    let (tile_q, subgroup_q, tile_k, chunk, padded) = (64, 16, 32, 16, true);
+    let base = CooperativeAttention { tile_q, subgroup_q, tile_k, chunk, padded, vector: 8, prefetch: false };
     let texts: Vec<_> = [
         base.clone(),
         CooperativeAttention { tile_q: 32, ..base.clone() },
+        CooperativeAttention { subgroup_q: 32, ..base.clone() },
         CooperativeAttention { tile_k: 64, ..base.clone() },
+        CooperativeAttention { chunk: 32, ..base.clone() },
+        CooperativeAttention { padded: false, ..base.clone() },
         CooperativeAttention { vector: 4, ..base.clone() },
         CooperativeAttention { prefetch: true, ..base },
     ]
