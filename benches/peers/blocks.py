@@ -1,7 +1,7 @@
 """The blocks of the project: what its manifests say, operands of them, and their results in f64.
 
 A specification is the table of the manifest with one `seq`. Tensors have the names and shapes that kernel.json gives them: `x`,
-`attn.wq` [d-model, heads * head-dim], `mlp.w_up` [d-model, d-ff], and so on; a product has `a` and `b`.
+`attn.wq` [d-model, heads * head-dim], `mlp.w_up` [d-model, d-ff], and so on; a product is `x` times `w`.
 """
 
 import dataclasses
@@ -94,7 +94,7 @@ def operands(block, seed=0):
 
     if block.product:
         m, n, k = block.product
-        return {"a": normal(m, k), "b": normal(k, n, scale=k**-0.5)}
+        return {"x": normal(m, k), "w": normal(k, n, scale=k**-0.5)}
     spec, d, kv, ff = block.spec, block.spec["d-model"], block.head * block.kv_heads, block.spec["d-ff"]
     tensors = {"x": normal(spec["seq"], d)}
     for norm in ("norm1", "norm2"):
@@ -122,14 +122,14 @@ def operands(block, seed=0):
 
 def weight_bytes(tensors):
     """Bytes of everything but the input."""
-    return sum(it.nbytes for name, it in tensors.items() if name not in ("x", "a"))
+    return sum(it.nbytes for name, it in tensors.items() if name != "x")
 
 
 def reference(block, tensors):
     """The block in f64, written from its meaning."""
     t = {name: it.astype(np.float64) for name, it in tensors.items()}
     if block.product:
-        return t["a"] @ t["b"]
+        return t["x"] @ t["w"]
     x, spec = t["x"], block.spec
     y = x + _attention(block, t, _norm(block, t, "norm1", x))
     z = _norm(block, t, "norm2", y)

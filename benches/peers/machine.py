@@ -10,7 +10,14 @@ from importlib import metadata
 
 # Of this machine's instruction sets only these decide which code peers run.
 FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "avx_vnni")
-CORE_TYPES = ("HASWELL", "ZEN", "SKYLAKEX", "COOPERLAKE", "SAPPHIRERAPIDS")
+# Each with what it needs: without that OpenBLAS falls back silently, and what is tried is another one.
+CORE_TYPES = {
+    "HASWELL": "avx2",
+    "ZEN": "avx2",
+    "SKYLAKEX": "avx512f",
+    "COOPERLAKE": "avx512_bf16",
+    "SAPPHIRERAPIDS": "amx_bf16",
+}
 PEERS = ("openvino", "onnxruntime", "jax", "iree-base-compiler", "numpy")
 
 
@@ -40,7 +47,8 @@ class Facts:
             versions[name] = subprocess.run(command, capture_output=True, text=True).stdout
         versions["kforge"] = subprocess.run([tool, "--version"], capture_output=True, text=True).stdout.split()[-1]
         cores = len(os.sched_getaffinity(0))
-        return cls(cpu, [it for it in FLAGS if it in present], cache(2), cache(3), cores, versions, [os.getloadavg()[0]])
+        flags = [it for it in FLAGS if it in present]
+        return cls(cpu, flags, cache(2), cache(3), cores, versions, [os.getloadavg()[0]])
 
     def finished(self):
         """With the load after the measurement."""
@@ -67,11 +75,11 @@ def cache(level):
     return 1 << 20 if level == 2 else 32 << 20
 
 
-def best_core_type(library, openblas):
+def best_core_type(flags, library, openblas):
     """The core type with which this OpenBLAS multiplies fastest, because it picks a slower one itself on CPUs that it does not
     know. Each is tried in a process of its own: one that the CPU cannot run ends that process, and a wrong one is passed over."""
     seconds = {}
-    for name in CORE_TYPES:
+    for name in (it for it, needs in CORE_TYPES.items() if needs in flags):
         environment = os.environ | {"OPENBLAS_CORETYPE": name, "OPENBLAS_NUM_THREADS": "1"}
         environment.pop("OPENBLAS_L2_SIZE", None)
         command = [sys.executable, __file__, library, openblas]

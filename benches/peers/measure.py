@@ -3,6 +3,7 @@
 Reads what to do as JSON from standard input, and writes one JSON object a line to the file that it names, one for each block and type.
 """
 
+import functools
 import json
 import math
 import os
@@ -28,11 +29,11 @@ class Bench:
         self.library = native.Library(task["library"], self.threads)
         self.memory = max(SMALLEST_MEMORY, 4 * task["l3"])
         self.machine = self.library.machine(self.memory)
-        self.absent = {}
+        self.absent = []
 
     def measure(self, block, dtype):
         """The record of one block, or None where neither kforge nor a peer has it."""
-        self.absent = {}
+        self.absent = []
         contestants, kinds = {}, {}
         # One row reads every weight once and has nothing else to do: in a model the weights of the other layers have
         # been through the caches before it comes to these again.
@@ -43,7 +44,8 @@ class Bench:
             made = self.made(builder, every)
             contestants |= made
             kinds |= dict.fromkeys(made, kind)
-        record = {"block": block.name, "dtype": dtype, "threads": self.threads, "spec": block.spec, "absent": self.absent}
+        record = {"block": block.name, "dtype": dtype, "threads": self.threads, "spec": block.spec}
+        record["absent"] = self.absent
         if not contestants:
             return record | {"contestants": {}}
         runs = {name: it.run for name, it in contestants.items()}
@@ -85,16 +87,18 @@ class Bench:
         yield PACKS_AHEAD, lambda t: with_onnxruntime.build(block, t, self.threads)
         if block.product:
             for name, (engine, path) in self.task["products"].items():
-                yield PACKS_IN_CALL, lambda t, name=name, engine=engine, path=path: {
-                    name: self.library.product(engine, block.product, *map(native.aligned_copy, t.values()), path)
-                }
+                yield PACKS_IN_CALL, functools.partial(self.product, block.product, name, engine, path)
         else:
             yield PACKS_IN_CALL, lambda t: with_jax.build(block, t, self.threads)
             yield PACKS_AHEAD, lambda t: with_jax.build_iree(block, t, self.threads)
 
+    def product(self, shape, name, engine, path, tensors):
+        x, w = map(native.aligned_copy, tensors.values())
+        return {name: self.library.product(engine, shape, x, w, path)}
+
     def ours(self, name, folder, tensors, product, threads):
         if folder is None:
-            raise native.Failed(f"{name}: not available: the block does not build, or was not accepted")
+            raise native.Failed(f"{name} does not build it, or its verification did not accept it")
         folder = pathlib.Path(folder)
         linked = pathlib.Path(self.task["scratch"]) / f"{folder.name}-{folder.stat().st_ino}.so"
         kernel = native.Kernel(self.library, folder, tensors, linked, threads)
@@ -108,9 +112,9 @@ class Bench:
         """What `builder` makes of every copy of the operands, taking turns; nothing, with a reason kept, when it cannot."""
         try:
             copies = [builder(tensors) for tensors in every]
-        except Exception as error:  # noqa: BLE001: whatever a peer raises, the others go on
-            text = str(error).strip().splitlines() or [type(error).__name__]
-            self.absent[text[0]] = type(error).__name__
+        except Exception as error:  # whatever a peer raises, the others go on
+            text = str(error).strip().splitlines() or [""]
+            self.absent.append(f"{type(error).__name__}: {text[0]}")
             return {}
         return {name: native.in_turn([it[name] for it in copies]) for name in copies[0]}
 

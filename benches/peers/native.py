@@ -43,7 +43,11 @@ class Library:
         sizes = [SIZE(it) for it in shape]
         arguments = [handle, *sizes, *(POINTER(it.ctypes.data) for it in (a, b, c))]
         # The arrays are kept by the function that uses their addresses.
-        return Contestant(lambda repeats: self.check(self.code.product_run(*arguments, SIZE(repeats))), lambda: c, (a, b))
+
+        def run(repeats):
+            self.check(self.code.product_run(*arguments, SIZE(repeats)))
+
+        return Contestant(run, lambda: c, (a, b))
 
     def machine(self, memory):
         return Machine(self, self.made(self.code.machine_new(SIZE(self.threads), SIZE(memory))))

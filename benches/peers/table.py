@@ -37,12 +37,14 @@ def best(record, ours, kinds=("in-call", "ahead")):
 
 def blocks(records):
     """Every contestant of every block. `kforge is` how many times as fast as it."""
-    rows = [("block", "thr", "contestant", "time", "GFLOP/s", "of peak", "kforge is", "by round", "with packing", "error")]
-    notes = []
+    rows = [
+        ("block", "thr", "contestant", "time", "GFLOP/s", "of peak", "kforge is", "by round", "with packing", "error")
+    ]
+    notes = {}
     for record in records:
         title = f"{record['block']} {record['dtype']}"
         for reason in record["absent"]:
-            notes.append(f"{title}, {record['threads']} thread(s): {reason}")
+            notes.setdefault(reason, {})[title] = None
         if not record["contestants"]:
             rows.append((title, str(record["threads"]), "not available", *["-"] * 7))
             continue
@@ -52,10 +54,21 @@ def blocks(records):
         rows.append(("", "", f"memory: {gigabytes:.1f} GB/s", *[""] * 7))
         for name in sorted(record["contestants"], key=lambda it: median(record, it)):
             rows.append(row(record, name, peak))
-    widths = [max(len(it[i]) for it in rows) for i in range(len(rows[0]))]
-    left = {0, 2}
-    lines = ["  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(it, widths))).rstrip() for it in rows]
-    return "\n".join(lines + ([""] + sorted(set(notes)) if notes else []))
+    lines = columns(rows, {0, 2})
+    lines += [""] if notes else []
+    lines += [f"{reason} ({', '.join(titles)})" for reason, titles in notes.items()]
+    return "\n".join(lines)
+
+
+def columns(rows, left):
+    """Lines of these cells under each other; the columns in `left` begin at the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(cells):
+        pairs = zip(cells, widths, strict=True)
+        return "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(pairs)).rstrip()
+
+    return list(map(line, rows))
 
 
 def row(record, name, peak):
@@ -70,7 +83,8 @@ def row(record, name, peak):
     else:
         included = ""
     error = f"{it['error']:.1e}" + ("" if it["error"] < WRONG[record["dtype"]] else " WRONG")
-    return ("", "", name, duration(seconds), f"{flops / OPERATIONS:.1f}", f"{flops / peak:.0%}", *cells, included, error)
+    speed = f"{flops / OPERATIONS:.1f}", f"{flops / peak:.0%}"
+    return ("", "", name, duration(seconds), *speed, *cells, included, error)
 
 
 def duration(seconds):
@@ -81,11 +95,10 @@ def aims(records):
     """One line for each aim: what was asked, the figure by medians and by rounds, and whether both hold."""
     lines = [("aim", "at least", "by medians", "by round", "holds")]
     for threads in sorted({it["threads"] for it in records}):
-        own = [it for it in records if it["threads"] == threads and it["contestants"]]
+        own = [it for it in records if it["threads"] == threads]
         lines += products(own, threads) + whole(own, threads)
     lines += [it for record in records for it in scaling(record)]
-    widths = [max(len(it[i]) for it in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(it, widths)).rstrip() for it in lines)
+    return "\n".join(columns(lines, set(range(5))))
 
 
 def line(text, least, figures):
@@ -129,7 +142,8 @@ def whole(records, threads):
         found = best(record, "kforge")
         bf16, one = record["dtype"] != "f32", record["spec"]["seq"] == 1
         least = 1.10 if bf16 else 1.05 if one else 1.08
-        lines.append(line(f"{name}: {found[0] if found else 'OpenVINO' if bf16 else 'the best'}", least, found and found[1:]))
+        peer = found[0] if found else "OpenVINO" if bf16 else "the best"
+        lines.append(line(f"{name}: {peer}", least, found and found[1:]))
         if one and "kforge" in record["contestants"]:
             lines.append(line(f"{name}: share of the memory bandwidth", 0.90, bandwidth(record)))
     return lines
@@ -138,8 +152,8 @@ def whole(records, threads):
 def bandwidth(record):
     """Bytes of the weights in the time of a run, as a share of what reading memory reached."""
     scale = record["weight-bytes"] / record["memory-bytes"]
-    samples = record["samples"]
-    return scale * median(record, "memory") / median(record, "kforge"), scale * of_round(samples["memory"], samples["kforge"])
+    by_medians, by_round = ratio(record, "memory", "kforge")
+    return scale * by_medians, scale * by_round
 
 
 def scaling(record):

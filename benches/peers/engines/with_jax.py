@@ -55,7 +55,7 @@ def build_iree(block, tensors, threads):
 def computation(block, tensors):
     """The block as a function of its operands, and these."""
     if block.product:
-        return jnp.matmul, [tensors["a"], tensors["b"]]
+        return jnp.matmul, [tensors["x"], tensors["w"]]
     names = list(tensors)
     return lambda *values: transformer(block, dict(zip(names, values))), list(tensors.values())
 

@@ -14,12 +14,11 @@ from native import Contestant
 def build(block, tensors, threads):
     if block.product:
         graph = Graph()
-        graph.node("MatMul", ["x", graph.constant(tensors["b"])], "y")
-        return {"ONNX Runtime": contestant(graph, tensors["a"], block.output, threads)}
+        graph.node("MatMul", ["x", graph.constant(tensors["w"])], "y")
+        return {"ONNX Runtime": contestant(graph, tensors["x"], block.output, threads)}
     forms = {"ONNX Runtime": True, "ONNX Runtime, attention written out": False}
-    return {
-        name: contestant(model(block, tensors, fused), tensors["x"], block.output, threads) for name, fused in forms.items()
-    }
+    x, y = tensors["x"], block.output
+    return {name: contestant(model(block, tensors, fused), x, y, threads) for name, fused in forms.items()}
 
 
 def contestant(graph, x, shape, threads):
@@ -142,7 +141,11 @@ def written_out(g, block, tensors, q, k, v):
         q, k = rotate(g, tensors, q), rotate(g, tensors, k)
     if kv_heads != heads:
         target = g.constant(np.array([kv_heads, heads // kv_heads, seq, head], np.int64))
-        k, v = (shaped(g.node("Expand", [shaped(it, kv_heads, 1, seq, head), target]), heads, seq, head) for it in (k, v))
+
+        def repeated(y):
+            return shaped(g.node("Expand", [shaped(y, kv_heads, 1, seq, head), target]), heads, seq, head)
+
+        k, v = repeated(k), repeated(v)
     scores = g.node("MatMul", [q, g.node("Transpose", [k], perm=[0, 2, 1])])
     scores = g.node("Mul", [scores, g.constant(np.float32(head**-0.5))])
     if spec["causal"]:

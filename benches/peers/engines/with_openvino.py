@@ -18,11 +18,12 @@ class Unsupported(Exception):
 
 def build(block, tensors, threads, dtype="f32"):
     if block.product:
-        x = op.parameter([*tensors["a"].shape], np.float32)
-        product = ov.Model([op.matmul(x, op.constant(tensors["b"]), False, False)], [x])
-        return {"OpenVINO": contestant(product, tensors["a"], threads, dtype)}
+        x = op.parameter([*tensors["x"].shape], np.float32)
+        product = ov.Model([op.matmul(x, op.constant(tensors["w"]), False, False)], [x])
+        return {"OpenVINO": contestant(product, tensors["x"], threads, dtype)}
     forms = {"OpenVINO": True, "OpenVINO, attention written out": False}
-    return {name: contestant(model(block, tensors, fused), tensors["x"], threads, dtype) for name, fused in forms.items()}
+    x = tensors["x"]
+    return {name: contestant(model(block, tensors, fused), x, threads, dtype) for name, fused in forms.items()}
 
 
 def contestant(graph, x, threads, dtype):
@@ -74,7 +75,8 @@ def norm(block, tensors, name, x):
         return op.add(y, op.constant(tensors[f"{name}.bias"]))
     mean = op.reduce_mean(op.power(x, op.constant(np.float32(2))), axes, True)
     root = op.sqrt(op.add(mean, op.constant(np.float32(eps))))
-    return op.multiply(op.multiply(x, op.divide(op.constant(np.float32(1)), root)), op.constant(tensors[f"{name}.gain"]))
+    y = op.multiply(x, op.divide(op.constant(np.float32(1)), root))
+    return op.multiply(y, op.constant(tensors[f"{name}.gain"]))
 
 
 def activation(name, x):
@@ -123,9 +125,8 @@ def attention(block, tensors, x, fused):
 
 
 def rotate(tensors, x):
-    half = op.constant(np.array(x.get_output_shape(0)[-1] // 2, np.int64))
-    axis = op.constant(np.array(-1, np.int64))
-    first, second = op.variadic_split(x, axis, op.constant(np.array([half.data, half.data], np.int64))).outputs()
+    half, axis = x.get_output_shape(0)[-1] // 2, op.constant(np.array(-1, np.int64))
+    first, second = op.variadic_split(x, axis, op.constant(np.array([half, half], np.int64))).outputs()
     turned = op.concat([op.multiply(second, op.constant(np.float32(-1))), first], -1)
     cos, sin = (op.constant(np.tile(tensors[f"rope.{it}"], 2)[None, None]) for it in ("cos", "sin"))
     return op.add(op.multiply(x, cos), op.multiply(turned, sin))
