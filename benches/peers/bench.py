@@ -1,5 +1,6 @@
-"""kforge beside other engines on this machine's CPU: one table, and the aims with what they came to. Started by script/bench-peers,
-which installs the peers and builds kforge's blocks first."""
+"""kforge beside other engines on this machine's CPU: one table, and the aims with what they came to.
+
+Started by script/bench-peers, which installs the peers and builds kforge's blocks first."""
 
 import argparse
 import contextlib
@@ -49,18 +50,19 @@ def main():
                 "matrixmultiply": ("matrixmultiply", ""),
             },
         }
-        for threads in args.threads:
-            measure(task | {"threads": threads}, allowed[-threads:], core_type)
+        pathlib.Path(task["out"]).touch()
+        whole = [measure(task | {"threads": it}, allowed[-it:], core_type) for it in args.threads]
         records = [json.loads(it) for it in pathlib.Path(task["out"]).read_text().splitlines()]
     facts = present.finished()
     print(facts.text(), f"{task['rounds']} interleaved rounds, medians", sep="\n", end="\n\n")
     print(table.blocks(records), table.aims(records), sep="\n\n")
     if args.json:
         args.json.write_text(json.dumps({"version": 1, "facts": facts.json(), "records": records}))
+    sys.exit(0 if all(whole) else 1)
 
 
 def arguments():
-    parser = argparse.ArgumentParser(prog="script/bench-peers", description=__doc__)
+    parser = argparse.ArgumentParser(prog="script/bench-peers", description=__doc__.splitlines()[0])
     parser.add_argument("--only", action="append", metavar="PATTERN", help="only blocks like `matmul-*`, `*-s128`")
     parser.add_argument("--threads", type=counts, default=[1, 2], metavar="N,N", help="how many (default: 1,2)")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds instead of {ROUNDS}")
@@ -94,7 +96,7 @@ def kernels(args):
 
 
 def measure(task, cpus, core_type):
-    """Runs measure.py on these CPUs, with every peer told to use all of them."""
+    """Runs measure.py on these CPUs, with every peer told to use all of them; whether it came to its end."""
     count = str(len(cpus))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS_")}
     for name in ("OMP", "OPENBLAS", "BLIS", "RAYON", "MATMUL"):
@@ -106,13 +108,15 @@ def measure(task, cpus, core_type):
     done = subprocess.run(command, input=json.dumps(task), text=True, env=environment, preexec_fn=lambda: settle(cpus))
     if done.returncode != 0:
         print(f"bench-peers: measuring on {count} thread(s) ended early ({done.returncode})", file=sys.stderr)
+    return done.returncode == 0
 
 
 def settle(cpus):
     """In the process that is to measure: these CPUs only, and the niceness that this script was started with.
 
-    Linux may weigh whole sessions against each other, and a niceness then counts only within its own: measured on two cores with
-    twelve compilers of other sessions, `nice -n -10` alone left a third of the peak. So this is a session of its own, with that weight.
+    Linux may weigh whole sessions against each other, and a niceness then counts only within its own: on two cores with
+    twelve compilers of other sessions, `nice -n -10` alone left a third of the peak. So this is a session of its own,
+    with that weight.
     """
     os.sched_setaffinity(0, cpus)
     os.setsid()
