@@ -23,6 +23,9 @@ const BLOCK_ROWS: usize = 128;
 const BODY: usize = 48;
 /// Cycles from one fused multiply-add to the next that needs its result: 4 on every x86-64 and AArch64 core of the last years.
 const LATENCY: f64 = 4.0;
+/// Rows of a softmax at a time, so that one row's waiting is filled by the others (512 tokens, 12 heads of 64, AVX2: one at a time 2 %
+/// slower).
+const SOFTMAX_ROWS: usize = 6;
 /// Cycles of one step of the depth loop that nothing hides.
 const STEP: f64 = 0.25;
 
@@ -100,6 +103,12 @@ fn cycles((m, vectors): (usize, usize), (rows, width): (usize, usize)) -> f64 {
     (m / rows) as f64 * row(rows) + row(m % rows)
 }
 
+/// Steps of the depth loop to write out with so many accumulators: 2 with 24, 4 with 12 (128x3072x768 with AVX2: 96 GFLOP/s, with 2
+/// steps 95, with one 89).
+fn unroll(accumulators: usize) -> usize {
+    1 << (BODY / accumulators).clamp(1, 4).ilog2()
+}
+
 fn matmul((m, n, k): (usize, usize, usize), dtype: Dtype, cpu: &CpuFacts) -> MatmulSchedule {
     let (mr, vectors) = tile(m, &[n], cpu);
     product((m, n, k), (mr, vectors[0]), dtype, cpu)
@@ -112,8 +121,7 @@ fn product(
     cpu: &CpuFacts,
 ) -> MatmulSchedule {
     let nr = vectors * cpu.lanes;
-    // 24 accumulators: 2 steps; 12: 4 (128x3072x768 with AVX2: 96 GFLOP/s, with 2 steps 95, with one 89).
-    let unroll = 1 << (BODY / (mr * vectors)).clamp(1, 4).ilog2();
+    let unroll = unroll(mr * vectors);
     let kc = if m <= mr {
         // One row tile reads every panel once: blocks would only break the stream of weights (1x768x3072 and back: 3 % slower).
         k.min(cpu.l2.max(cpu.l3) / 4 / mr)
@@ -154,7 +162,16 @@ fn attention(seq: usize, head_dim: usize, cpu: &CpuFacts) -> AttentionSchedule {
     let (mr, vectors) = (rows.min(seq), vectors.min(head_dim.div_ceil(cpu.lanes)));
     // A block of scores takes a quarter of L2.
     let fitting = (cpu.l2 / 4 / 4 / seq.next_multiple_of(16)).clamp(mr, 64);
-    AttentionSchedule { row_block: fitting / mr * mr, mr, nr: vectors * cpu.lanes, lanes: cpu.lanes }
+    AttentionSchedule {
+        row_block: fitting / mr * mr,
+        mr,
+        nr: vectors * cpu.lanes,
+        lanes: cpu.lanes,
+        unroll: unroll(mr * vectors),
+        // A copy is worth it where several row tiles read it.
+        pack_v: seq >= 4 * mr,
+        softmax_rows: mr.min(SOFTMAX_ROWS),
+    }
 }
 
 #[cfg(test)]
