@@ -199,6 +199,8 @@ impl Knobs<'_, CpuFacts> {
         self.multiple("nr", s.nr, "lanes", s.lanes)?;
         self.registers("", s.mr, s.nr, s.lanes)?;
         self.multiple("row-block", s.row_block, "mr", s.mr)?;
-        self.range("row-block", s.row_block, 1, 4096, "rows of scores in cache")
+        self.range("row-block", s.row_block, 1, 4096, "rows of scores in cache")?;
+        self.range("unroll", s.unroll, 1, 16, "written-out steps of the depth loops")?;
+        self.range("softmax-rows", s.softmax_rows, 1, s.mr, "rows of a register tile, `mr`")
     }
 }

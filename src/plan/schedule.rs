@@ -78,6 +78,12 @@ pub struct AttentionSchedule {
     /// Columns of the register tile of q k^T (keys): a multiple of `lanes`.
     pub nr: usize,
     pub lanes: usize,
+    /// Steps of the depth loops of both products written out in the loop body.
+    pub unroll: usize,
+    /// Copy a head's values next to each other, in panels of `nr` columns.
+    pub pack_v: bool,
+    /// Rows whose softmax is computed at a time, at most `mr`.
+    pub softmax_rows: usize,
 }
 
 /// Layer norm, RMS norm.
@@ -157,7 +163,15 @@ impl Schedule {
     fn plain_cpu(op: &StageOp, lanes: usize) -> Self {
         match *op {
             StageOp::Matmul { m, n, k, .. } => Self::Matmul(MatmulSchedule::plain(m, n, k, lanes)),
-            StageOp::Attention { .. } => Self::Attention(AttentionSchedule { row_block: 1, mr: 1, nr: lanes, lanes }),
+            StageOp::Attention { .. } => Self::Attention(AttentionSchedule {
+                row_block: 1,
+                mr: 1,
+                nr: lanes,
+                lanes,
+                unroll: 1,
+                pack_v: false,
+                softmax_rows: 1,
+            }),
             StageOp::LayerNorm { .. } | StageOp::RmsNorm { .. } => Self::Norm(NormSchedule { lanes: 1, unroll: 1 }),
             StageOp::Mlp { rows, d_model, d_ff, .. } => Self::Mlp(MlpSchedule {
                 row_block: rows,

@@ -1,8 +1,8 @@
 //! The analytic proposer: schedules from shapes, vector registers and cache sizes alone, without a trial.
 //!
-//! The register tile has as many accumulators as the registers hold beside one row of B and one element of A, nearly square
-//! in elements moved: 8x48 with 32 registers of 16 lanes, 6x16 with 16 of 8. Depth and rows of a cache block keep B's panel
-//! and A's block in L2 together. Weights are packed ahead.
+//! The register tile is the one of a few that computes the whole product in the fewest cycles, tails counted: 8x48 or 12x32 with
+//! 32 registers of 16 lanes, 4x24 or 6x16 with 16 of 8. Depth and rows of a cache block keep B's panel and A's block in L2
+//! together. Weights are packed ahead.
 
 use crate::{
     host::CpuFacts,
@@ -19,8 +19,15 @@ use std::collections::BTreeMap;
 
 /// Rows of A in a cache block: with a depth of 1024, half of a 1 MiB L2.
 const BLOCK_ROWS: usize = 128;
-/// Steps of the depth loop written out: the loop's own instructions then hide behind 48 multiply-adds.
-const UNROLL: usize = 2;
+/// Multiply-adds in the body of the depth loop, which hide the loop's own instructions.
+const BODY: usize = 48;
+/// Cycles from one fused multiply-add to the next that needs its result: 4 on every x86-64 and AArch64 core of the last years.
+const LATENCY: f64 = 4.0;
+/// Rows of a softmax at a time, so that one row's waiting is filled by the others (512 tokens, 12 heads of 64, AVX2: one at a time 2 %
+/// slower).
+const SOFTMAX_ROWS: usize = 6;
+/// Cycles of one step of the depth loop that nothing hides.
+const STEP: f64 = 0.25;
 
 /// A schedule for every stage that a pass asked one for, by stage name.
 pub fn propose(graph: &StageGraph, cpu: &CpuFacts) -> BTreeMap<String, Schedule> {
@@ -33,9 +40,11 @@ fn schedule(op: &StageOp, dtype: Dtype, cpu: &CpuFacts) -> Schedule {
     match *op {
         StageOp::Matmul { m, n, k, .. } => Schedule::Matmul(matmul((m, n, k), dtype, cpu)),
         StageOp::Mlp { rows, d_model, d_ff, gated, .. } => {
-            let up = matmul((rows, d_ff, d_model), dtype, cpu);
+            // Both products walk the same row tiles.
+            let (mr, vectors) = tile(rows, &[d_ff, d_model], cpu);
+            let up = product((rows, d_ff, d_model), (mr, vectors[0]), dtype, cpu);
             // The kernel pads its hidden rows, which are f32.
-            let down = MatmulSchedule { pack_a: false, ..matmul((rows, d_model, d_ff), dtype, cpu) };
+            let down = MatmulSchedule { pack_a: false, ..product((rows, d_model, d_ff), (mr, vectors[1]), dtype, cpu) };
             // Every row block reads all weights again, so it is as large as a quarter of the last cache lets the hidden rows be.
             let row_bytes = d_ff * 4 * if gated { 2 } else { 1 };
             let fitting = (cpu.l3.max(cpu.l2) / 4 / row_bytes).max(BLOCK_ROWS);
@@ -54,33 +63,82 @@ fn schedule(op: &StageOp, dtype: Dtype, cpu: &CpuFacts) -> Schedule {
     }
 }
 
-/// Rows and vectors of the register tile for up to `m` rows and `n` columns.
-fn tile(m: usize, n: usize, cpu: &CpuFacts) -> (usize, usize) {
-    let (rows, vectors) = if cpu.vector_registers >= 32 { (8, 3) } else { (6, 2) };
-    let available = n.div_ceil(cpu.lanes);
-    if m >= rows {
-        return (rows, vectors.min(available));
+/// Rows of the register tile, and its vectors for each of the products of `m` rows and these many columns.
+///
+/// Of the tiles that were measured to be good, and narrower ones, the one with the fewest cycles; where there are few rows also
+/// such as have just these rows.
+fn tile(m: usize, columns: &[usize], cpu: &CpuFacts) -> (usize, Vec<usize>) {
+    let good: &[(usize, usize)] = if cpu.vector_registers >= 32 { &[(8, 3), (12, 2)] } else { &[(4, 3), (6, 2)] };
+    let few = (1..=m.min(12)).rev().map(|rows| (rows, ((cpu.vector_registers - 1) / (rows + 1)).clamp(1, 4)));
+    let mut best = (f64::INFINITY, 1, vec![1; columns.len()]);
+    for (rows, widest) in good.iter().copied().chain(few.filter(|it| m < 12 && it.0 * it.1 < cpu.vector_registers)) {
+        if rows > m {
+            continue;
+        }
+        let (mut sum, mut chosen) = (0.0, Vec::new());
+        for &n in columns {
+            let vectors = n.div_ceil(cpu.lanes);
+            let costs = (1..=widest.min(vectors)).rev().map(|width| (cycles((m, vectors), (rows, width)), width));
+            let Some((cost, width)) = costs.min_by(|a, b| a.0.total_cmp(&b.0)) else { continue };
+            sum += cost;
+            chosen.push(width);
+        }
+        if sum < best.0 {
+            best = (sum, rows, chosen);
+        }
     }
-    // Few rows: wider tiles keep enough independent accumulators to hide the latency of a fused multiply-add.
-    let widest = (cpu.vector_registers - 1) / (m + 1);
-    (m, widest.clamp(1, 4).min(available))
+    (best.1, best.2)
+}
+
+/// Cycles of one step of depth of a product of `m` rows and so many vectors of columns, in tiles of `rows` by `width` vectors.
+///
+/// A tile is bound by its multiply-adds, two a cycle; by its loads, two a cycle; or, with few accumulators, by the latency of a
+/// multiply-add. That is what makes tails dear.
+fn cycles((m, vectors): (usize, usize), (rows, width): (usize, usize)) -> f64 {
+    let step = |rows: usize, width: usize| match rows * width {
+        0 => 0.0,
+        sums => (sums as f64 / 2.0).max((rows + width) as f64 / 2.0).max(LATENCY) + STEP,
+    };
+    let row = |rows: usize| (vectors / width) as f64 * step(rows, width) + step(rows, vectors % width);
+    (m / rows) as f64 * row(rows) + row(m % rows)
+}
+
+/// Steps of the depth loop to write out with so many accumulators: 2 with 24, 4 with 12 (128x3072x768 with AVX2: 96 GFLOP/s, with 2
+/// steps 95, with one 89).
+fn unroll(accumulators: usize) -> usize {
+    1 << (BODY / accumulators).clamp(1, 4).ilog2()
 }
 
 fn matmul((m, n, k): (usize, usize, usize), dtype: Dtype, cpu: &CpuFacts) -> MatmulSchedule {
-    let (mr, vectors) = tile(m, n, cpu);
+    let (mr, vectors) = tile(m, &[n], cpu);
+    product((m, n, k), (mr, vectors[0]), dtype, cpu)
+}
+
+fn product(
+    (m, n, k): (usize, usize, usize),
+    (mr, vectors): (usize, usize),
+    dtype: Dtype,
+    cpu: &CpuFacts,
+) -> MatmulSchedule {
     let nr = vectors * cpu.lanes;
-    // Depth: B's panel and A's block fill three quarters of L2; equal blocks, so that none is short.
-    let deepest = (cpu.l2 * 3 / 4 / 4 / (BLOCK_ROWS + nr)).clamp(128, 1024);
-    let blocks = k.div_ceil(deepest);
-    let kc = k.div_ceil(blocks).next_multiple_of(UNROLL);
+    let unroll = unroll(mr * vectors);
+    let kc = if m <= mr {
+        // One row tile reads every panel once: blocks would only break the stream of weights (1x768x3072 and back: 3 % slower).
+        k.min(cpu.l2.max(cpu.l3) / 4 / mr)
+    } else {
+        // B's panel and A's block fill L2 but for a sixteenth; equal blocks, so that none is short. Deep blocks matter more than
+        // a margin: with AVX2 and 512 KiB, 128x3072x768 ran at 96 GFLOP/s in one block of 768 and at 91 in two of 384.
+        let deepest = (cpu.l2 / 16 * 15 / 4 / (BLOCK_ROWS + nr)).clamp(128, 1024);
+        k.div_ceil(k.div_ceil(deepest)).next_multiple_of(unroll)
+    };
     MatmulSchedule {
         mr,
         nr,
         lanes: cpu.lanes,
-        mc: (BLOCK_ROWS / mr).max(1) * mr,
+        mc: (BLOCK_ROWS / mr).clamp(1, m.div_ceil(mr)) * mr,
         nc: n.next_multiple_of(nr),
         kc,
-        unroll: UNROLL,
+        unroll,
         order: TileOrder::ColumnsOutside,
         // Rows a multiple of 4 KiB apart share a set of L1, which a tile's rows then fight over. A copy of f16 is widened, once
         // instead of for every panel.
@@ -104,7 +162,16 @@ fn attention(seq: usize, head_dim: usize, cpu: &CpuFacts) -> AttentionSchedule {
     let (mr, vectors) = (rows.min(seq), vectors.min(head_dim.div_ceil(cpu.lanes)));
     // A block of scores takes a quarter of L2.
     let fitting = (cpu.l2 / 4 / 4 / seq.next_multiple_of(16)).clamp(mr, 64);
-    AttentionSchedule { row_block: fitting / mr * mr, mr, nr: vectors * cpu.lanes, lanes: cpu.lanes }
+    AttentionSchedule {
+        row_block: fitting / mr * mr,
+        mr,
+        nr: vectors * cpu.lanes,
+        lanes: cpu.lanes,
+        unroll: unroll(mr * vectors),
+        // A copy is worth it where several row tiles read it.
+        pack_v: seq >= 4 * mr,
+        softmax_rows: mr.min(SOFTMAX_ROWS),
+    }
 }
 
 #[cfg(test)]
@@ -170,9 +237,29 @@ mod tests {
     #[test]
     fn a_wide_machine_gets_the_wide_tile() {
         let wide = matmul((128, 768, 768), Dtype::F32, &cpu(16, 32, 1 << 20));
-        assert_eq!((wide.mr, wide.nr, wide.kc), (8, 48, 768));
+        assert_eq!((wide.mr, wide.nr, wide.kc, wide.unroll), (8, 48, 768, 2));
         let narrow = matmul((128, 768, 3072), Dtype::F32, &cpu(8, 16, 256 << 10));
-        assert_eq!((narrow.mr, narrow.nr), (6, 16));
-        assert!(narrow.kc < 400 && 3072_usize.div_ceil(narrow.kc) * narrow.kc < 3072 + 4 * 9);
+        assert_eq!((narrow.mr, narrow.nr, narrow.unroll), (4, 24, 4));
+        assert!(narrow.kc < 404 && 3072_usize.div_ceil(narrow.kc) * narrow.kc < 3072 + 8 * 4);
+    }
+
+    #[test]
+    fn a_tile_that_divides_the_product_is_preferred() {
+        let cpu = cpu(8, 16, 512 << 10);
+        assert_eq!(tile(126, &[768], &cpu).0, 6);
+        assert_eq!(tile(128, &[768, 3072], &cpu), (4, vec![3, 3]));
+        // 16 vectors: five panels of three would leave a narrow sixth.
+        assert_eq!(tile(126, &[128], &cpu), (6, vec![2]));
+        // Seven rows as one tile of seven would have one vector; as four and three they have three.
+        assert_eq!(tile(7, &[768], &cpu), (4, vec![3]));
+        assert_eq!(tile(1, &[768], &cpu), (1, vec![4]));
+        assert_eq!(tile(5, &[5], &cpu), (5, vec![1]));
+    }
+
+    #[test]
+    fn one_row_tile_streams_its_weights() {
+        let cpu = cpu(8, 16, 512 << 10);
+        assert_eq!(matmul((1, 3072, 4864), Dtype::F32, &cpu).kc, 4864);
+        assert!(matmul((32, 3072, 4864), Dtype::F32, &cpu).kc < 1024);
     }
 }

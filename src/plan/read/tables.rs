@@ -32,7 +32,15 @@ const MATMUL: Table = &[
     ("split", Word(&["rows", "columns"])),
 ];
 
-const ATTENTION: Table = &[("row-block", Count), ("mr", Count), ("nr", Count), ("lanes", Count)];
+const ATTENTION: Table = &[
+    ("row-block", Count),
+    ("mr", Count),
+    ("nr", Count),
+    ("lanes", Count),
+    ("unroll", Count),
+    ("pack-v", Flag),
+    ("softmax-rows", Count),
+];
 const NORM: Table = &[("lanes", Count), ("unroll", Count)];
 const ELEMENTWISE: Table = NORM;
 const MLP: Table = &[("row-block", Count), ("up", Object(MATMUL)), ("down", Object(MATMUL))];

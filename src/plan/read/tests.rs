@@ -33,7 +33,18 @@ fn plan() -> Plan {
         matmul(TileOrder::RowsOutside, PackB::Never, Split::Columns),
     );
     let stages = [
-        ("attn.core", Schedule::Attention(AttentionSchedule { row_block: 8, mr: 4, nr: 16, lanes: 8 })),
+        (
+            "attn.core",
+            Schedule::Attention(AttentionSchedule {
+                row_block: 8,
+                mr: 4,
+                nr: 16,
+                lanes: 8,
+                unroll: 2,
+                pack_v: true,
+                softmax_rows: 2,
+            }),
+        ),
         ("attn.q", Schedule::Matmul(up.clone())),
         ("mlp", Schedule::Mlp(MlpSchedule { row_block: 12, up, down })),
         ("mlp.mul", Schedule::Elementwise(ElementwiseSchedule { lanes: 8, unroll: 2 })),

@@ -204,22 +204,29 @@ impl LoadedKernel {
         if threads.count() == 1 {
             call(self.block, &self.kernel.block, memory, threads);
         } else {
-            (0..self.stages.len()).for_each(|index| self.stage(index, memory, threads));
+            call_in_turn(&self.stages, &self.kernel.stages, memory, threads);
         }
     }
 }
 
 fn call(function: Function, entry: &Entry, memory: &mut Memory, threads: &Threads) {
+    call_in_turn(&[function], std::slice::from_ref(entry), memory, threads);
+}
+
+/// Calls the functions of these entries one after the other, the units of each shared among the threads.
+fn call_in_turn(functions: &[Function], entries: &[Entry], memory: &mut Memory, threads: &Threads) {
     struct Table(Vec<*mut u8>);
     // SAFETY: the pointers are only handed to generated code, which writes disjoint parts for disjoint units.
     unsafe impl Sync for Table {}
     memory.settle();
-    let tables: Vec<_> = (0..threads.count()).map(|it| Table(memory.arguments(entry, it))).collect();
-    threads.share(entry.units, |thread, begin, end| {
-        let table: &Table = &tables[thread];
+    let of = |entry| (0..threads.count()).map(|it| Table(memory.arguments(entry, it))).collect();
+    let tables: Vec<Vec<_>> = entries.iter().map(of).collect();
+    let units: Vec<_> = entries.iter().map(|it| it.units).collect();
+    threads.phases(&units, |entry, thread, begin, end| {
+        let table: &Table = &tables[entry][thread];
         // SAFETY: `memory` has the buffers that the kernel describes and is borrowed exclusively; the range is within the
         // entry's units. That the code stays inside its buffers is what the verifier is for, and it runs in this process only.
-        unsafe { function(table.0.as_ptr(), begin as i64, end as i64) }
+        unsafe { functions[entry](table.0.as_ptr(), begin as i64, end as i64) }
     });
-    memory.ran(entry);
+    entries.iter().for_each(|it| memory.ran(it));
 }

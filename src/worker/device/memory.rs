@@ -14,11 +14,17 @@ use kernelforge::{
     },
     protocol::{Failure, FailureKind},
 };
+use rustix::mm::{Advice, madvise};
 use std::{
-    alloc::{Layout, alloc_zeroed, dealloc},
+    alloc::{Layout, alloc, dealloc},
     mem, slice,
     sync::{Mutex, OnceLock, PoisonError},
 };
+
+/// Buffers from this size on lie on pages of this size where the system has them. With pages of 4 KiB the processor's own
+/// prefetching stops every 64 lines: weights that are read once, by the products of a single token, then arrive at 15 to 16 GB/s
+/// instead of 19 to 21 (GPT-2 small, Zen 3; median of 25 interleaved runs).
+const LARGE_PAGE: usize = 2 << 20;
 
 /// Storage that starts on a cache line; zeroed when made.
 pub struct Buffer {
@@ -53,13 +59,25 @@ impl Buffer {
         let refuse = || Failure::new(FailureKind::OutOfMemory, format!("no memory for a buffer of {bytes} bytes"));
         let layout = Self::layout(bytes).ok_or_else(refuse)?;
         // SAFETY: the layout's size is not 0.
-        let start = unsafe { alloc_zeroed(layout) };
-        if start.is_null() { Err(refuse()) } else { Ok(Self { start, bytes, guarded: None }) }
+        let start = unsafe { alloc(layout) };
+        if start.is_null() {
+            return Err(refuse());
+        }
+        if layout.align() == LARGE_PAGE {
+            // Before anything is written: what has a small page keeps it. A system that has no large ones says so, and does
+            // without.
+            // SAFETY: the range is whole pages of this allocation, which nobody has a reference to; the advice changes no content.
+            let _ = unsafe { madvise(start.cast(), layout.size(), Advice::LinuxHugepage) };
+        }
+        // SAFETY: the allocation has these bytes.
+        unsafe { start.write_bytes(0, layout.size()) };
+        Ok(Self { start, bytes, guarded: None })
     }
 
-    /// At least one cache line, so that every buffer has an address of its own.
+    /// At least one cache line, so that every buffer has an address of its own; whole large pages where there is one.
     fn layout(bytes: usize) -> Option<Layout> {
-        Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT).ok()
+        let unit = if bytes >= LARGE_PAGE { LARGE_PAGE } else { ALIGNMENT };
+        Layout::from_size_align(bytes.max(1).checked_next_multiple_of(unit)?, unit).ok()
     }
 
     pub fn as_slice<T: Element>(&self) -> &[T] {

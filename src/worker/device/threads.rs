@@ -3,6 +3,15 @@
 
 use kernelforge::protocol::{Failure, FailureKind};
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::{
+    hint,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
+
+/// How often a thread that waits for the others looks before it offers its processor to somebody else: about 20 us, longer than equal
+/// shares of a stage differ on an idle machine. Parking instead costs that much for each of a block's stages.
+const LOOKS: usize = 1 << 10;
 
 /// A pool of `count` threads; 1 is the calling thread, without a pool.
 pub struct Threads {
@@ -31,15 +40,44 @@ impl Threads {
             None => work(0, 0, units),
             Some(pool) => {
                 pool.broadcast(|it| {
-                    let (index, count) = (it.index(), it.num_threads());
-                    let (begin, end) = (units * index / count, units * (index + 1) / count);
+                    let (begin, end) = part(units, it.index(), it.num_threads());
                     if begin < end {
-                        work(index, begin, end);
+                        work(it.index(), begin, end);
                     }
                 });
             }
         }
     }
+
+    /// Calls `work(phase, thread, begin, end)` for contiguous shares of `0..units` of one phase after the other; no share of a phase
+    /// begins before all of the phase before have ended. The threads are woken once, not for every phase.
+    ///
+    /// `work` must not panic: the others would wait for ever.
+    pub fn phases(&self, units: &[usize], work: impl Fn(usize, usize, usize, usize) + Sync) {
+        let Some(pool) = &self.pool else {
+            return units.iter().enumerate().for_each(|(phase, &units)| work(phase, 0, 0, units));
+        };
+        let arrived = AtomicUsize::new(0);
+        pool.broadcast(|it| {
+            for (phase, &units) in units.iter().enumerate() {
+                let (begin, end) = part(units, it.index(), it.num_threads());
+                if begin < end {
+                    work(phase, it.index(), begin, end);
+                }
+                arrived.fetch_add(1, Ordering::AcqRel);
+                let mut looks = 0;
+                while arrived.load(Ordering::Acquire) < (phase + 1) * it.num_threads() {
+                    looks += 1;
+                    if looks < LOOKS { hint::spin_loop() } else { thread::yield_now() }
+                }
+            }
+        });
+    }
+}
+
+/// The share of one of `count` threads.
+fn part(units: usize, index: usize, count: usize) -> (usize, usize) {
+    (units * index / count, units * (index + 1) / count)
 }
 
 #[cfg(test)]
@@ -54,6 +92,24 @@ mod tests {
             let seen = Mutex::new(vec![0; units]);
             threads.share(units, |_, begin, end| seen.lock().unwrap()[begin..end].iter_mut().for_each(|it| *it += 1));
             assert_eq!(*seen.lock().unwrap(), vec![1; units], "{count} threads, {units} units");
+        }
+    }
+
+    #[test]
+    fn a_phase_begins_when_the_one_before_has_ended() {
+        for count in [1, 2, 3] {
+            let threads = Threads::new(count).unwrap();
+            let phases = [7, 1, 0, 12, 5];
+            let done = phases.map(|_| AtomicUsize::new(0));
+            for round in 0..50 {
+                threads.phases(&phases, |phase, _, begin, end| {
+                    for (units, done) in phases.iter().zip(&done).take(phase) {
+                        assert_eq!(done.load(Ordering::Relaxed), units * (round + 1));
+                    }
+                    done[phase].fetch_add(end - begin, Ordering::Relaxed);
+                });
+            }
+            assert_eq!(done.map(AtomicUsize::into_inner), phases.map(|it| 50 * it), "{count} threads");
         }
     }
 }

@@ -5,10 +5,10 @@
 
 mod loops;
 
-use crate::device::threads::Threads;
+use crate::device::{memory::Buffer, threads::Threads};
 use kernelforge::{
     host::CpuFacts,
-    protocol::{Ceilings, Failure, FailureKind, Timing},
+    protocol::{Ceilings, Failure, Timing},
 };
 use std::hint::black_box;
 
@@ -24,7 +24,8 @@ const PARTS: usize = 16;
 /// What is run to sample the ceilings.
 pub struct Meter {
     arithmetic: loops::Arithmetic,
-    buffer: Vec<f32>,
+    /// Of the kind that kernels are given.
+    buffer: Buffer,
     next: usize,
 }
 
@@ -33,12 +34,9 @@ impl Meter {
     /// `OutOfMemory` when there is no room for a buffer of four times the last cache.
     pub fn new(cpu: &CpuFacts) -> Result<Self, Failure> {
         let bytes = SMALLEST_BUFFER.max(4 * cpu.l3);
-        let mut buffer: Vec<f32> = Vec::new();
-        let refuse =
-            |_| Failure::new(FailureKind::OutOfMemory, format!("no memory for a buffer of {bytes} bytes to read"));
-        buffer.try_reserve_exact(bytes / 4).map_err(refuse)?;
+        let mut buffer = Buffer::new(bytes, None)?;
         // Written, so that every page exists: pages never written are all one page of zeros, which a cache holds.
-        buffer.resize(bytes / 4, 1.0);
+        buffer.as_mut_slice::<f32>().fill(1.0);
         Ok(Self { arithmetic: loops::Arithmetic::best(), buffer, next: 0 })
     }
 
@@ -54,7 +52,7 @@ impl Meter {
     /// One sample of reading: the next part of the buffer, shared among the threads.
     pub fn read(&mut self, threads: &Threads) {
         let part = self.part();
-        let data = &self.buffer[self.next * part..(self.next + 1) * part];
+        let data = &self.buffer.as_slice::<f32>()[self.next * part..(self.next + 1) * part];
         threads.share(threads.count(), |_, begin, end| {
             let share = data.len() / threads.count();
             black_box(loops::read(black_box(&data[begin * share..end * share])));
@@ -63,7 +61,7 @@ impl Meter {
     }
 
     fn part(&self) -> usize {
-        self.buffer.len() / PARTS
+        self.buffer.as_slice::<f32>().len() / PARTS
     }
 
     /// The ceilings that these samples of [`Meter::compute`] and [`Meter::read`] mean: medians, as the kernels' own times are,

@@ -91,13 +91,17 @@ fn wrong_knobs(schedule: &Schedule, cpu: &CpuFacts) -> Vec<Wrong> {
             }
         }
         Schedule::Attention(it) => {
-            let AttentionSchedule { row_block, mr, nr, lanes } = *it;
+            let AttentionSchedule { row_block, mr, nr, lanes, .. } = *it;
             tile("", (mr, nr, lanes), cpu, &mut wrong);
             wrong.push(("row-block".to_owned(), "no rows", 0));
             wrong.push(("row-block".to_owned(), "beyond its limit of 4096", 4096 / mr * mr + mr));
             if mr > 1 {
                 wrong.push(("row-block".to_owned(), "not a multiple of `mr`", row_block + 1));
             }
+            wrong.push(("unroll".to_owned(), "no step of the body", 0));
+            wrong.push(("unroll".to_owned(), "beyond its limit of 16", 17));
+            wrong.push(("softmax-rows".to_owned(), "no rows", 0));
+            wrong.push(("softmax-rows".to_owned(), "beyond its limit, `mr`", mr + 1));
         }
         Schedule::Norm(NormSchedule { .. }) | Schedule::Elementwise(ElementwiseSchedule { .. }) => {
             lanes("", cpu, &mut wrong);

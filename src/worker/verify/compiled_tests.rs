@@ -39,7 +39,8 @@ fn planned(graph: &StageGraph, cpu: &CpuFacts) -> Plan {
             Schedule::Mlp(MlpSchedule { row_block: 64, up: matmul(d_model), down: matmul(d_ff) })
         }
         StageOp::Attention { .. } => {
-            Schedule::Attention(AttentionSchedule { row_block: 16, mr: 4, nr: 2 * lanes, lanes })
+            let (row_block, mr, nr, unroll, pack_v, softmax_rows) = (16, 4, 2 * lanes, 2, true, 2);
+            Schedule::Attention(AttentionSchedule { row_block, mr, nr, lanes, unroll, pack_v, softmax_rows })
         }
         StageOp::LayerNorm { .. } | StageOp::RmsNorm { .. } => Schedule::Norm(NormSchedule { lanes, unroll: 4 }),
         _ => Schedule::Elementwise(ElementwiseSchedule { lanes, unroll: 4 }),

@@ -172,7 +172,7 @@ fn attention_of(seq: usize, (heads, head_dim): (usize, usize), (mr, nr, lanes): 
         causal: true,
         rope_theta: 0.0,
     };
-    let schedule = AttentionSchedule { row_block: mr, mr, nr, lanes };
+    let schedule = AttentionSchedule { row_block: mr, mr, nr, lanes, unroll: 1, pack_v: true, softmax_rows: mr.min(4) };
     Subject {
         block: BlockSpec::Attention { rows: RowsSpec { batch: 1, seq }, attention, dtype: samples::DTYPE },
         schedules: Schedules { attention: Some(schedule), ..Schedules::default() },
@@ -277,11 +277,15 @@ fn mlps() -> impl Strategy<Value = MlpSchedule> {
 }
 
 fn attentions() -> impl Strategy<Value = AttentionSchedule> {
-    (tiles(), 1usize..5).prop_map(|((mr, nr, lanes), blocks)| AttentionSchedule {
+    let knobs = (1usize..5, 1usize..=5, any::<bool>(), 1usize..=6);
+    (tiles(), knobs).prop_map(|((mr, nr, lanes), (blocks, unroll, pack_v, together))| AttentionSchedule {
         row_block: blocks * mr,
         mr,
         nr,
         lanes,
+        unroll,
+        pack_v,
+        softmax_rows: together.min(mr),
     })
 }
 

@@ -2,12 +2,17 @@
 //!
 //! ```text
 //! K^T: the head's keys transposed into panels of `nr` keys       (register transposes of lanes x lanes)
+//! V:   the head's values copied into panels of `nr` columns      (`pack_v`)
 //! for each block of `row_block` query rows:
 //!   for each panel of keys that a row may see, for each row tile: scores = Q K^T    (micro-kernel, depth head_dim)
-//!   for each row: softmax over the visible keys, left unnormalised; zero up to the tile's last key; 1/sum kept
+//!   for each row tile: softmax over the visible keys, `softmax_rows` rows at a time, left unnormalised; zero up to the
+//!                      tile's last key; 1/sum kept
 //!   for each row tile: O = (P V) * 1/sum                                            (micro-kernel, depth = keys seen)
 //! ```
 //! With a causal mask, panels and keys beyond a tile's last row are never computed.
+//!
+//! Where they lie, the rows of one head's V are a whole model width apart and share a few sets of L1: every tile would read them
+//! from L2 again.
 
 use super::{
     emit::{Code, Kind, Lanes, Mem, Val},
@@ -16,7 +21,7 @@ use super::{
 };
 use kernelforge::plan::schedule::AttentionSchedule;
 
-/// Elements between rows of scores beyond the keys: a cache line against set conflicts, and room for the last vector.
+/// Elements between rows of scores beyond the keys: a cache line against set conflicts. There is room for the last vectors too.
 const ROW_PAD: usize = 16;
 
 pub struct Attention<'a> {
@@ -52,18 +57,37 @@ impl Attention<'_> {
         self.panels() * self.schedule.nr * self.head_dim
     }
 
+    /// Elements of the copied values.
+    fn values_len(&self) -> usize {
+        if self.schedule.pack_v { self.head_dim.next_multiple_of(self.schedule.nr) * self.seq } else { 0 }
+    }
+
+    /// The first element of the scores in the workspace, and of the reciprocal sums.
+    fn scores_at(&self) -> usize {
+        self.keys_len() + self.values_len()
+    }
+
+    fn sums_at(&self) -> usize {
+        self.scores_at() + self.row_block() * self.lds()
+    }
+
     /// Elements between rows of scores.
     fn lds(&self) -> usize {
-        self.panels() * self.schedule.nr + ROW_PAD.max(self.schedule.lanes)
+        self.panels() * self.schedule.nr + ROW_PAD.max(self.last_vectors() * self.schedule.lanes)
+    }
+
+    /// With a causal mask: vectors from the last that a row sees whole to the tile's last key, at most.
+    fn last_vectors(&self) -> usize {
+        (self.schedule.mr + self.schedule.lanes - 1).div_ceil(self.schedule.lanes)
     }
 
     fn row_block(&self) -> usize {
         self.schedule.row_block.min(self.seq.next_multiple_of(self.schedule.mr))
     }
 
-    /// f32 elements of working memory for one thread: transposed keys, scores, reciprocal sums.
+    /// f32 elements of working memory for one thread: transposed keys, copied values, scores, reciprocal sums.
     pub fn workspace(&self) -> usize {
-        self.keys_len() + self.row_block() * self.lds() + self.row_block().next_multiple_of(16)
+        self.sums_at() + self.row_block().next_multiple_of(16)
     }
 
     pub fn emit_units(&self, code: &mut Code, micros: &mut MicroKernels, buffers: &Buffers, begin: Val, end: Val) {
@@ -80,6 +104,9 @@ impl Attention<'_> {
             };
             let (q_at, kv_at) = (at(code, q_stride, head), at(code, kv_stride, kv_head));
             self.transpose_keys(code, buffers, kv_at);
+            if self.schedule.pack_v {
+                self.copy_values(code, buffers, kv_at);
+            }
             let (zero, seq) = (code.index(0), code.index(self.seq));
             code.for_(zero, seq, self.row_block(), |code, row| {
                 self.row_block_of(code, micros, buffers, q_at, kv_at, row)
@@ -136,6 +163,29 @@ impl Attention<'_> {
         }
     }
 
+    /// Values [seq, head_dim] -> panels [head_dim / nr][seq][nr], filled up with zeros.
+    fn copy_values(&self, code: &mut Code, buffers: &Buffers, kv_at: Val) {
+        let (lanes, nr, stride) = (self.schedule.lanes, self.schedule.nr, self.kv_heads * self.head_dim);
+        let (zero, seq) = (code.index(0), code.index(self.seq));
+        code.for_(zero, seq, 1, |code, key| {
+            let from = code.times(key, stride);
+            let from = code.add(from, kv_at);
+            let to = code.times(key, nr);
+            let to = code.offset(to, self.keys_len());
+            for column in (0..self.head_dim.next_multiple_of(nr)).step_by(lanes) {
+                let at = code.offset(to, column / nr * nr * self.seq + column % nr);
+                let value = if column < self.head_dim {
+                    let (from, mask) =
+                        (code.offset(from, column), code.first_lanes((self.head_dim - column).min(lanes)));
+                    code.load(buffers.v, from, mask)
+                } else {
+                    code.splat(0.0)
+                };
+                code.store(value, buffers.workspace, at, Lanes::All);
+            }
+        });
+    }
+
     fn row_block_of(
         &self,
         code: &mut Code,
@@ -163,7 +213,7 @@ impl Attention<'_> {
             };
             code.for_(first, tiles, 1, |code, tile| self.scores(code, micros, buffers, q_at, row, tile, panel));
         });
-        code.for_(zero, rows, 1, |code, local| self.softmax_row(code, buffers.workspace, row, local));
+        code.for_(zero, tiles, 1, |code, tile| self.softmax_tile(code, buffers.workspace, row, tile));
         code.for_(zero, tiles, 1, |code, tile| self.output(code, micros, buffers, q_at, kv_at, row, tile));
     }
 
@@ -189,8 +239,8 @@ impl Attention<'_> {
             lanes,
             last: (columns - 1) % lanes + 1,
             b_padded: false,
-            unroll: 1,
-            whole_unroll: true,
+            unroll: self.schedule.unroll,
+            whole_unroll: false,
             lda: 0,
             ldb: 0,
             ldc: 0,
@@ -227,11 +277,10 @@ impl Attention<'_> {
         let c_row = code.times(down, self.lds());
         let column = code.times(panel, nr);
         let c_at = code.add(c_row, column);
-        let c_at = code.offset(c_at, self.keys_len());
+        let c_at = code.offset(c_at, self.scores_at());
         let depth = code.index(self.head_dim);
         let micros = std::cell::RefCell::new(micros);
         self.by_rows(code, row, tile, |code, rows| {
-            let unroll = if self.head_dim.is_multiple_of(4) { 4 } else { 1 };
             let micro = Micro {
                 lda: q_stride,
                 ldb: nr,
@@ -240,7 +289,7 @@ impl Attention<'_> {
                 b: buffers.workspace.kind(),
                 c: buffers.workspace.kind(),
                 b_padded: true,
-                unroll,
+                whole_unroll: self.head_dim.is_multiple_of(self.schedule.unroll),
                 ..self.micro(rows, nr)
             };
             let operands = Operands {
@@ -259,94 +308,120 @@ impl Attention<'_> {
         });
     }
 
-    /// Scores of one row -> exp(scale s - max), zero from the last visible key to the tile's last one; its 1/sum is kept.
-    fn softmax_row(&self, code: &mut Code, workspace: Mem, row: Val, local: Val) {
-        let (lanes, mr) = (self.schedule.lanes, self.schedule.mr);
-        let at = code.times(local, self.lds());
-        let at = code.offset(at, self.keys_len());
-        let seq = code.index(self.seq);
-        let visible = if self.causal {
-            let query = code.add(row, local);
-            code.offset(query, 1)
-        } else {
-            seq
-        };
-        let whole = code.quotient(visible, lanes);
-        let whole = code.times(whole, lanes);
-        // Without a mask the tail is known now, and there may be none.
-        let tail = match (self.causal, self.seq % lanes) {
-            (false, 0) => None,
-            (false, count) => {
-                let width = code.index(count);
-                Some(code.first_lanes_dynamic(width))
-            }
-            (true, _) => {
-                let width = code.sub(visible, whole);
-                Some(code.first_lanes_dynamic(width))
-            }
-        };
-        let (zero, scale) = (code.index(0), code.splat(self.scale));
-        let lowest = code.splat(f32::NEG_INFINITY);
-        let tail_at = code.add(at, whole);
-
-        let scaled = |code: &mut Code, at: Val, lanes: Lanes| {
-            let value = code.load(workspace, at, lanes);
-            code.vmul(value, scale)
-        };
-        let maximum = code.fold((zero, whole, lanes), &[lowest], |code, key, carried| {
-            let at = code.add(at, key);
-            let value = scaled(code, at, Lanes::All);
-            vec![code.vmax(value, carried[0])]
-        })[0];
-        let maximum = match tail {
-            Some(mask) => {
-                let value = scaled(code, tail_at, Lanes::Masked(mask));
-                let value = code.select(mask, value, lowest);
-                code.vmax(value, maximum)
-            }
-            None => maximum,
-        };
-        let maximum = code.reduce("maxnumf", maximum);
-        let maximum = code.broadcast(maximum);
-
-        let weight = |code: &mut Code, at: Val, lanes: Lanes| {
-            let value = scaled(code, at, lanes);
-            let z = code.vsub(value, maximum);
-            math::exp(code, z)
-        };
-        let none = code.splat(0.0);
-        let sum = code.fold((zero, whole, lanes), &[none], |code, key, carried| {
-            let at = code.add(at, key);
-            let value = weight(code, at, Lanes::All);
-            code.store(value, workspace, at, Lanes::All);
-            vec![code.vadd(carried[0], value)]
-        })[0];
-        let (sum, written) = match tail {
-            Some(mask) => {
-                let value = weight(code, tail_at, Lanes::Masked(mask));
-                let value = code.select(mask, value, none);
-                code.store(value, workspace, tail_at, Lanes::All);
-                (code.vadd(sum, value), code.offset(whole, lanes))
-            }
-            None => (sum, whole),
-        };
-        if self.causal {
-            let tile = code.quotient(local, mr);
-            let tile_end = code.times(tile, mr);
-            let tile_end = code.offset(tile_end, mr);
-            let tile_end = code.add(tile_end, row);
-            // The last tile reads no further than the sequence; a tall one ends beyond this row of scores, in the next row.
-            let tile_end = code.min(tile_end, seq);
-            code.for_(written, tile_end, lanes, |code, key| {
-                let at = code.add(at, key);
-                code.store(none, workspace, at, Lanes::All);
+    /// The softmax of a tile's rows, `softmax_rows` at a time.
+    fn softmax_tile(&self, code: &mut Code, workspace: Mem, row: Val, tile: Val) {
+        let first = code.times(tile, self.schedule.mr);
+        self.by_rows(code, row, tile, |code, rows| {
+            let together = self.schedule.softmax_rows.min(rows);
+            let whole = rows / together * together;
+            let (zero, high) = (code.index(0), code.index(whole));
+            code.for_(zero, high, together, |code, local| {
+                let local = code.add(first, local);
+                self.softmax_rows(code, workspace, row, local, together);
             });
+            if whole < rows {
+                let local = code.offset(first, whole);
+                self.softmax_rows(code, workspace, row, local, rows - whole);
+            }
+        });
+    }
+
+    /// Scores of `count` rows of a tile -> exp(scale (s - max)), zero from the last visible key to the tile's last one; 1/sum of
+    /// each row is kept.
+    ///
+    /// Rows go together because one alone waits: for its maximum, for its sum, and in a short row for every exponential.
+    fn softmax_rows(&self, code: &mut Code, workspace: Mem, row: Val, local: Val, count: usize) {
+        let lanes = self.schedule.lanes;
+        let at = code.times(local, self.lds());
+        let at = code.offset(at, self.scores_at());
+        let starts: Vec<_> = (0..count).map(|it| code.offset(at, it * self.lds())).collect();
+        let query = code.add(row, local);
+        // Keys that every row sees, in whole vectors.
+        let whole = if self.causal {
+            let visible = code.offset(query, 1);
+            let whole = code.quotient(visible, lanes);
+            code.times(whole, lanes)
+        } else {
+            code.index(self.seq / lanes * lanes)
+        };
+        // Vectors of which a row sees a part or nothing: where they begin, and what each row sees.
+        let last: Vec<(Val, Vec<Val>)> = if self.causal {
+            let masks = |code: &mut Code, vector: usize| {
+                let key = code.offset(whole, vector * lanes);
+                let mask = |it| {
+                    let visible = code.offset(query, it + 1);
+                    let seen = code.sub_or_zero(visible, key);
+                    code.first_lanes_dynamic(seen)
+                };
+                (key, (0..count).map(mask).collect())
+            };
+            (0..self.last_vectors()).map(|vector| masks(code, vector)).collect()
+        } else if self.seq.is_multiple_of(lanes) {
+            Vec::new()
+        } else {
+            let width = code.index(self.seq % lanes);
+            vec![(whole, vec![code.first_lanes_dynamic(width); count])]
+        };
+        // scale > 0 leaves the order of scores as it is, scale < 0 reverses it.
+        let further = |code: &mut Code, value: Val, so_far: Val| {
+            if self.scale < 0.0 { code.vmin(value, so_far) } else { code.vmax(value, so_far) }
+        };
+        let (zero, scale, none) = (code.index(0), code.splat(self.scale), code.splat(0.0));
+        let nothing = code.splat(if self.scale < 0.0 { f32::INFINITY } else { f32::NEG_INFINITY });
+
+        let mut furthest = code.fold((zero, whole, lanes), &vec![nothing; count], |code, key, carried| {
+            let next = |(&start, &carried): (&Val, &Val)| {
+                let at = code.add(start, key);
+                let value = code.load(workspace, at, Lanes::All);
+                further(code, value, carried)
+            };
+            starts.iter().zip(carried).map(next).collect()
+        });
+        for (key, masks) in &last {
+            for (index, &mask) in masks.iter().enumerate() {
+                let at = code.add(starts[index], *key);
+                let value = code.load(workspace, at, Lanes::All);
+                let value = code.select(mask, value, nothing);
+                furthest[index] = further(code, value, furthest[index]);
+            }
         }
-        let sum = code.reduce("add", sum);
+        let kind = if self.scale < 0.0 { "minnumf" } else { "maxnumf" };
+        for value in &mut furthest {
+            let one = code.reduce(kind, *value);
+            *value = code.broadcast(one);
+        }
+
+        let weight = |code: &mut Code, at: Val, furthest: Val| {
+            let value = code.load(workspace, at, Lanes::All);
+            let below = code.vsub(value, furthest);
+            let z = code.vmul(below, scale);
+            math::exp_up_to_one(code, z)
+        };
+        let mut sums = code.fold((zero, whole, lanes), &vec![none; count], |code, key, carried| {
+            let next = |(index, &sum): (usize, &Val)| {
+                let at = code.add(starts[index], key);
+                let value = weight(code, at, furthest[index]);
+                code.store(value, workspace, at, Lanes::All);
+                code.vadd(sum, value)
+            };
+            carried.iter().enumerate().map(next).collect()
+        });
+        for (key, masks) in &last {
+            for (index, &mask) in masks.iter().enumerate() {
+                let at = code.add(starts[index], *key);
+                let value = weight(code, at, furthest[index]);
+                let value = code.select(mask, value, none);
+                code.store(value, workspace, at, Lanes::All);
+                sums[index] = code.vadd(sums[index], value);
+            }
+        }
         let one = code.scalar(1.0);
-        let reciprocal = code.scalar_op("divf", one, sum);
-        let at = code.offset(local, self.keys_len() + self.row_block() * self.lds());
-        code.store_scalar(reciprocal, workspace, at);
+        for (index, sum) in sums.into_iter().enumerate() {
+            let sum = code.reduce("add", sum);
+            let reciprocal = code.scalar_op("divf", one, sum);
+            let at = code.offset(local, self.sums_at() + index);
+            code.store_scalar(reciprocal, workspace, at);
+        }
     }
 
     #[allow(clippy::too_many_arguments, reason = "coordinates of one tile")]
@@ -364,8 +439,8 @@ impl Attention<'_> {
         let (q_stride, kv_stride) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let down = code.times(tile, mr);
         let scores_at = code.times(down, self.lds());
-        let scores_at = code.offset(scores_at, self.keys_len());
-        let sums_at = code.offset(down, self.keys_len() + self.row_block() * self.lds());
+        let scores_at = code.offset(scores_at, self.scores_at());
+        let sums_at = code.offset(down, self.sums_at());
         let query = code.add(row, down);
         let seq = code.index(self.seq);
         let depth = if self.causal {
@@ -379,14 +454,20 @@ impl Attention<'_> {
         let micros = std::cell::RefCell::new(micros);
         for first in (0..self.head_dim).step_by(nr) {
             let columns = nr.min(self.head_dim - first);
-            let (b_at, c_at) = (code.offset(kv_at, first), code.offset(o_at, first));
+            let c_at = code.offset(o_at, first);
+            let (b, b_at, ldb) = if self.schedule.pack_v {
+                (buffers.workspace, code.index(self.keys_len() + first * self.seq), nr)
+            } else {
+                (buffers.v, code.offset(kv_at, first), kv_stride)
+            };
             self.by_rows(code, row, tile, |code, rows| {
                 let micro = Micro {
                     lda: self.lds(),
-                    ldb: kv_stride,
+                    ldb,
                     ldc: q_stride,
+                    b_padded: self.schedule.pack_v,
                     a: buffers.workspace.kind(),
-                    b: buffers.v.kind(),
+                    b: b.kind(),
                     c: buffers.o.kind(),
                     scale: buffers.workspace.kind(),
                     epilogue: Some(Epilogue { row_scale: true, ..Epilogue::default() }),
@@ -394,7 +475,7 @@ impl Attention<'_> {
                 };
                 let operands = Operands {
                     a: (buffers.workspace, scores_at),
-                    b: (buffers.v, b_at),
+                    b: (b, b_at),
                     c: (buffers.o, c_at),
                     sums: None,
                     depth,

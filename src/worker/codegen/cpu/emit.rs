@@ -119,7 +119,7 @@ impl Code {
     }
 
     /// A constant op, which lives at the function's head.
-    fn constant(&mut self, op: String) -> Val {
+    pub fn constant(&mut self, op: String) -> Val {
         if let Some(&val) = self.constants.get(&op) {
             return val;
         }

@@ -46,9 +46,15 @@ fn planned(graph: &StageGraph, matmul: &MatmulSchedule) -> Plan {
     let schedule = |op: &StageOp| match op {
         StageOp::Matmul { .. } => Schedule::Matmul(matmul.clone()),
         StageOp::Mlp { .. } => Schedule::Mlp(MlpSchedule { row_block: 8, up: matmul.clone(), down: matmul.clone() }),
-        StageOp::Attention { .. } => {
-            Schedule::Attention(AttentionSchedule { row_block: 8, mr: 4, nr: 2 * lanes, lanes })
-        }
+        StageOp::Attention { .. } => Schedule::Attention(AttentionSchedule {
+            row_block: 8,
+            mr: 4,
+            nr: 2 * lanes,
+            lanes,
+            unroll: 4,
+            pack_v: true,
+            softmax_rows: 2,
+        }),
         StageOp::LayerNorm { .. } | StageOp::RmsNorm { .. } => Schedule::Norm(NormSchedule { lanes, unroll: 2 }),
         _ => Schedule::Elementwise(ElementwiseSchedule { lanes, unroll: 2 }),
     };

@@ -8,7 +8,7 @@ use super::{
     emit::{Code, Kind, Lanes, Mem, Val},
     math,
 };
-use kernelforge::manifest::spec::{Activation, Dtype};
+use kernelforge::manifest::spec::Activation;
 use std::collections::BTreeMap;
 
 /// What happens to a finished tile, in this order: `act(acc * scale[row] + bias[column]) * multiply + residual`.
@@ -251,20 +251,20 @@ impl Tile<'_> {
         run(self.code, whole, depth, 1, sums)
     }
 
-    /// Runs the epilogue and stores the tile. Without an activation that happens in registers. With one, the raw tile is stored
-    /// and finished row by row in L1: an activation needs 15 registers of its own, so the accumulators were spilled anyway,
-    /// and written out for a whole tile it is some 600 vector ops for LLVM to schedule. Where C is no f32 the raw tile is stored
-    /// on the stack: results are rounded once.
+    /// Runs the epilogue and stores the tile. Without an activation that happens in registers. With one, the raw tile is stored on
+    /// the stack and finished row by row: an activation needs 15 registers of its own, so the accumulators were spilled anyway,
+    /// and written out for a whole tile it is some 600 vector ops for LLVM to schedule. In C itself the raw rows would wait for
+    /// lines that are not in L1, and where they are a multiple of 4 KiB apart for each other's stores: 128x3072x768 with
+    /// GELU took 3.7 % longer, the MLP of GPT-2 small 1.6 %. And where C is no f32 its results are rounded once.
     fn finish(&mut self, c: (Mem, Val), sums: Vec<Val>, extras: &Extras) {
         let Micro { rows, vectors, epilogue, .. } = self.micro;
         let in_memory = epilogue.is_some_and(|it| it.activation.is_some());
         let zero = self.code.index(0);
-        let (raw, stride) = match (in_memory, c.0.element) {
-            (true, Dtype::F16) => {
-                let stride = vectors * self.micro.lanes;
-                ((self.code.local(rows * stride), zero), stride)
-            }
-            _ => (c, self.micro.ldc),
+        let (raw, stride) = if in_memory {
+            let stride = vectors * self.micro.lanes;
+            ((self.code.local(rows * stride), zero), stride)
+        } else {
+            (c, self.micro.ldc)
         };
         for (row, values) in sums.chunks(vectors).enumerate() {
             let row = self.code.index(row);

@@ -234,16 +234,29 @@ fn the_fused_mlp_is_right_gated_or_not_and_in_row_blocks() {
 fn attention_is_right_for_ragged_shapes() {
     let lanes = lanes();
     let shapes = [(1, 1, 1, 1, 8), (1, 7, 2, 1, 20), (2, 33, 4, 2, 16), (1, 50, 2, 2, 40), (1, 16, 1, 1, 64)];
-    let schedules = [(1, 1, lanes, lanes), (8, 4, 2 * lanes, lanes), (6, 3, lanes, lanes / 2)];
+    let base = AttentionSchedule { row_block: 1, mr: 1, nr: lanes, lanes, unroll: 1, pack_v: false, softmax_rows: 1 };
+    let schedules = [
+        base.clone(),
+        AttentionSchedule {
+            row_block: 8,
+            mr: 4,
+            nr: 2 * lanes,
+            unroll: 4,
+            pack_v: true,
+            softmax_rows: 3,
+            ..base.clone()
+        },
+        AttentionSchedule { row_block: 6, mr: 3, lanes: lanes / 2, unroll: 3, softmax_rows: 3, ..base.clone() },
+        AttentionSchedule { row_block: 20, mr: 10, pack_v: true, softmax_rows: 2, ..base },
+    ];
     for (batch, seq, heads, kv_heads, head_dim) in shapes {
-        for (row_block, mr, nr, lanes) in schedules {
-            for causal in [false, true] {
-                let scale = 1.0 / (head_dim as f64).sqrt();
+        for schedule in &schedules {
+            for (causal, sign) in [(false, 1.0), (true, 1.0), (true, -1.0)] {
+                let scale = sign / (head_dim as f64).sqrt();
                 let op = StageOp::Attention { batch, seq, heads, kv_heads, head_dim, causal, scale };
                 let (q, kv) = ([batch * seq, heads * head_dim], [batch * seq, kv_heads * head_dim]);
                 let graph = single(op, &[(&q, Role::Input), (&kv, Role::Input), (&kv, Role::Input)], &q);
-                let schedule = AttentionSchedule { row_block, mr, nr, lanes };
-                let (inputs, found) = run(&graph, Schedule::Attention(schedule), 2);
+                let (inputs, found) = run(&graph, Schedule::Attention(schedule.clone()), 2);
                 let at = |tensor: usize, heads: usize, token: usize, head: usize, d: usize| {
                     f64::from(inputs[tensor][(token * heads + head) * head_dim + d])
                 };
@@ -265,12 +278,7 @@ fn attention_is_right_for_ragged_shapes() {
                         expected[(token * heads + head) * head_dim + d] = total / sum;
                     }
                 }
-                assert_close(
-                    &found,
-                    &expected,
-                    2e-6,
-                    (batch, seq, heads, kv_heads, head_dim, causal, row_block, mr, nr),
-                );
+                assert_close(&found, &expected, 2e-6, (batch, seq, heads, kv_heads, head_dim, causal, sign, schedule));
             }
         }
     }
@@ -426,13 +434,16 @@ fn every_attention_knob_changes_the_generated_code() {
     let op = StageOp::Attention { batch: 1, seq: 64, heads: 2, kv_heads: 1, head_dim: 32, causal: true, scale: 0.5 };
     let (q, kv) = ([64, 64], [64, 32]);
     let graph = single(op, &[(&q, Role::Input), (&kv, Role::Input), (&kv, Role::Input)], &q);
-    let base = AttentionSchedule { row_block: 8, mr: 4, nr: 8, lanes: 4 };
+    let base = AttentionSchedule { row_block: 8, mr: 4, nr: 8, lanes: 4, unroll: 1, pack_v: false, softmax_rows: 1 };
     let variants = [
         base.clone(),
         AttentionSchedule { row_block: 16, ..base.clone() },
         AttentionSchedule { mr: 2, ..base.clone() },
         AttentionSchedule { nr: 4, ..base.clone() },
-        AttentionSchedule { lanes: 2, ..base },
+        AttentionSchedule { lanes: 2, ..base.clone() },
+        AttentionSchedule { unroll: 2, ..base.clone() },
+        AttentionSchedule { pack_v: true, ..base.clone() },
+        AttentionSchedule { softmax_rows: 2, ..base },
     ];
     assert_all_differ(&graph, &variants.map(Schedule::Attention));
 }
