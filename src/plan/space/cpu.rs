@@ -94,6 +94,9 @@ fn attention(seq: usize, head_dim: usize, cpu: &CpuFacts) -> Vec<Knob> {
         // Of keys, and of a head's columns.
         tile_columns(seq.max(head_dim), cpu),
         Knob::number("row-block", up_to(seq, &[1, 8, 16, 32, 48, 64, 96, 128, 256])).multiple_of("mr"),
+        Knob::number("unroll", [1, 2, 4, 8]),
+        Knob::flag("pack-v"),
+        Knob::number("softmax-rows", up_to(seq, &[1, 2, 4, 8])),
     ]
 }
 
