@@ -167,7 +167,8 @@ impl Trial<'_> {
     /// `ir -> compile -> verify`. The failure is that of a rejected kernel; whatever else goes wrong is an error.
     fn judge(&self, asked: &mut Asked<'_>, asker: &Asker) -> Result<(Audit, Option<Failure>), Error> {
         let BlockTarget { name, spec, passes, threads, device, .. } = self.block;
-        let (block, passes, origins) = (spec.clone(), passes.clone(), self.origins.clone());
+        let passes = passes.iter().filter(|it| !self.plan.without.contains(it)).copied().collect();
+        let (block, origins) = (spec.clone(), self.origins.clone());
         let ir = ActionKind::Ir { name: name.clone(), block: block.clone(), passes, origins };
         let mut inputs = asked.action(ir, Blobs::new(), StepKind::Ir)?;
         let stages: StageGraph = asked.value(&inputs, blob::STAGES)?;

@@ -159,6 +159,31 @@ fn what_a_search_found_is_what_the_block_is_built_with() {
 }
 
 #[test]
+fn a_block_is_searched_without_its_fusions_too() {
+    let mlp = "[block.mlp]\nkind = \"mlp\"\nseq = 4\nd-model = 16\nd-ff = 48\nactivation = \"gelu\"\n";
+    let project = Project::with(mlp);
+    let stages = |search: &Value| search["operations"].as_array().unwrap().len();
+    let kept = tune(&project, &["mlp", "--strategy", "random", "--trials", "2", "--keep-fusions"]);
+    assert_eq!(stages(&kept), 1, "{kept}");
+    let search = tune(&project, &["mlp", "--strategy", "random", "--trials", "2"]);
+    assert!(stages(&search) > 2 && search["block-ns"].as_f64() > Some(0.0), "{search}");
+    // Whichever plan won, a build of it is right, and judged to be by others.
+    project.edit(
+        "kernelforge.toml",
+        "threads = 1\n",
+        "threads = 1\n\n[tuning.default]\nstrategy = \"random\"\ntrials = 2\n",
+    );
+    project.build(&["mlp"]);
+    let plan = project.path(".kforge-cache/out/mlp@cpu/plan.json");
+    project.done(&["verify", plan.to_str().unwrap(), "--block", "mlp"]);
+    let mut edited: Value = serde_json::from_slice(&fs::read(&plan).unwrap()).unwrap();
+    edited["without"] = json!(["eliminate-dead-ops"]);
+    fs::write(project.path("edited.json"), edited.to_string()).unwrap();
+    let refused = project.run(&["verify", "edited.json", "--block", "mlp"]);
+    assert!(refused.code == Some(2) && refused.stderr.contains("`without`"), "{}", refused.stderr);
+}
+
+#[test]
 fn trials_travel_in_files_and_are_only_a_beginning_elsewhere() {
     let (here, there) = (Project::with(MATMULS), Project::with(MATMULS));
     tune(&here, &["first", "--strategy", "random", "--trials", "9"]);

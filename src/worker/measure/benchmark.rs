@@ -85,7 +85,7 @@ impl Runnable {
         })
     }
 
-    /// Another kernel of the same graph, with the same tensors and threads.
+    /// Another kernel that is given tensors of the same ids, shapes and types, with the same tensors and threads.
     ///
     /// # Errors
     /// As [`Self::new`].

@@ -19,7 +19,7 @@ use kernelforge::{
     manifest::spec::Dtype,
     plan::{
         kernel::Kernel,
-        stage::{Role, StageGraph},
+        stage::{Role, StageGraph, Tensor, TensorId},
     },
     protocol::{
         Ceilings, Clock, Failure, FailureKind, GateResult, GateStatus, StageBenchmark,
@@ -75,19 +75,26 @@ pub fn race(entrants: &[(Vec<u8>, Kernel)], cpu: &CpuFacts, rules: Rules) -> Res
     Ok(Race { version: RACE_VERSION, clock: Clock::Host, entrants, variants, canaries: [before, after] })
 }
 
-/// The graph of all entrants.
+/// The graph of the first entrant. Others may get from the same tensors to the same results in other stages, as blocks with other
+/// fusions do.
 ///
 /// # Errors
-/// `BadInput` without an entrant, and when they differ.
+/// `BadInput` without an entrant, and when one is given other tensors than the first or returns others.
 pub fn same<'a>(graphs: &[&'a StageGraph]) -> Result<&'a StageGraph, Failure> {
     let first = graphs.first().ok_or_else(|| Failure::new(FailureKind::BadInput, "a race without entrants"))?;
-    match graphs.iter().position(|it| it != first) {
+    match graphs.iter().position(|it| interface(it) != interface(first)) {
         None => Ok(first),
         Some(other) => {
             let message = format!("entrant {other} does not compute what entrant 0 computes");
             Err(Failure::new(FailureKind::BadInput, message))
         }
     }
+}
+
+/// What is given, with its ids, and the shapes and types of what is returned.
+fn interface(graph: &StageGraph) -> (Vec<(TensorId, &Tensor)>, Vec<(&[usize], Dtype)>) {
+    let given = graph.with_role(Role::Input).chain(graph.with_role(Role::Weight)).collect();
+    (given, graph.with_role(Role::Output).map(|it| (it.1.shape.as_slice(), it.1.dtype)).collect())
 }
 
 /// What gate V7 says of an entrant. `peak` and `bytes_peak`: see [`gaming::plausible`].
