@@ -19,6 +19,8 @@ pub mod inputs;
 #[cfg(test)]
 mod interpreter;
 mod oracle;
+#[cfg(test)]
+mod pairs_tests;
 mod place;
 #[cfg(test)]
 mod precise;

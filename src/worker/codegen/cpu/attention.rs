@@ -14,7 +14,7 @@ use super::{
     math,
     micro::{Epilogue, Micro, MicroKernels, Operands},
 };
-use kernelforge::plan::schedule::AttentionSchedule;
+use kernelforge::plan::schedule::{AttentionSchedule, Dot};
 
 /// Elements between rows of scores beyond the keys: a cache line against set conflicts, and room for the last vector.
 const ROW_PAD: usize = 16;
@@ -190,6 +190,8 @@ impl Attention<'_> {
             last: (columns - 1) % lanes + 1,
             b_padded: false,
             unroll: 1,
+            dot: Dot::Fma,
+            odd: false,
             whole_unroll: true,
             lda: 0,
             ldb: 0,
