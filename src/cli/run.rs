@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     build::graph::StepKind,
-    half,
+    half::Half,
     host::Device,
     protocol::{ActionKind, blob},
 };
@@ -101,8 +101,8 @@ struct Summary {
     first: Vec<f32>,
 }
 
-/// The tensors in a safetensors file, of f32 or f16 (<https://github.com/huggingface/safetensors#format>): the length of a JSON header in
-/// 8 bytes, little-endian, the header, the data.
+/// The tensors in a safetensors file (<https://github.com/huggingface/safetensors#format>), of f32, f16 or bf16: the length of a JSON
+/// header in 8 bytes, little-endian, the header, the data.
 fn tensors(bytes: &[u8]) -> Result<Vec<Summary>, String> {
     #[derive(Deserialize)]
     struct Entry {
@@ -121,9 +121,13 @@ fn tensors(bytes: &[u8]) -> Result<Vec<Summary>, String> {
         let Entry { dtype, shape, data_offsets: (begin, end) } =
             serde_json::from_value(entry).map_err(|error| error.to_string())?;
         let data = data.get(begin..end).ok_or_else(short)?;
+        let halves = |format: Half| -> Vec<f32> {
+            data.as_chunks::<2>().0.iter().map(|it| format.widen(u16::from_le_bytes(*it))).collect()
+        };
         let values: Vec<f32> = match dtype.as_str() {
             "F32" => data.as_chunks::<4>().0.iter().map(|it| f32::from_le_bytes(*it)).collect(),
-            "F16" => data.as_chunks::<2>().0.iter().map(|it| half::widen(u16::from_le_bytes(*it))).collect(),
+            "F16" => halves(Half::F16),
+            "BF16" => halves(Half::Bf16),
             other => return Err(format!("tensor `{name}` is {other}")),
         };
         let mean = values.iter().map(|it| f64::from(*it)).sum::<f64>() / values.len().max(1) as f64;
@@ -176,6 +180,8 @@ mod tests {
         };
         let found = tensors(&file("F16")).unwrap();
         assert_eq!((found[0].first.as_slice(), found[0].mean), (&[1.0, -2.0][..], -0.5));
+        let found = tensors(&file("BF16")).unwrap();
+        assert_eq!(found[0].first, [0.0078125, -2.0]);
         assert_eq!(tensors(&file("U8")), Err("tensor `y` is U8".to_owned()));
     }
 

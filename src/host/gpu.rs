@@ -141,6 +141,8 @@ impl GpuFacts {
         match dtype {
             Dtype::F32 => true,
             Dtype::F16 => self.has(GpuFeature::F16),
+            // WGSL has no such type.
+            Dtype::Bf16 => false,
         }
     }
 

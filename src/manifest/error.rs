@@ -90,6 +90,8 @@ pub enum ProblemKind {
     KvHeadsDoNotDivide { kv_heads: usize, heads: usize },
     #[error("a rotary embedding needs an even head-dim, not {head_dim}")]
     OddHeadDim { head_dim: usize, derived: bool },
+    #[error("`bf16` cannot be stored on `{target}`: WGSL, which GPU kernels are written in, has no such type")]
+    NoBrainOnGpu { target: String },
     #[error("the tensors of `{instance}` have {elements} elements; {MAX_ELEMENTS} is the limit")]
     TooManyElements { instance: String, elements: u128 },
     #[error("block `{name}` is declared twice")]
@@ -138,6 +140,7 @@ impl ProblemKind {
             K::HeadsDoNotDivide { .. } => "manifest::heads",
             K::KvHeadsDoNotDivide { .. } => "manifest::kv-heads",
             K::OddHeadDim { .. } => "manifest::odd-head-dim",
+            K::NoBrainOnGpu { .. } => "manifest::bf16-on-gpu",
             K::TooManyElements { .. } => "manifest::too-many-elements",
             K::DuplicateBlock { .. } => "manifest::duplicate-block",
             K::DuplicateKey { .. } => "manifest::duplicate-key",
@@ -242,6 +245,9 @@ impl ProblemKind {
                 "query heads share key/value heads in groups of equal size: heads / kv-heads".to_owned()
             }
             K::OddHeadDim { .. } => "it turns pairs of columns; `rope-theta = 0` means none".to_owned(),
+            K::NoBrainOnGpu { .. } => {
+                "give the block `targets = [...]` of CPUs only, or another dtype: `f16` is stored on both".to_owned()
+            }
             K::TooManyElements { .. } => "make the block smaller, or split it into several".to_owned(),
             K::DuplicateBlock { .. } => "rename one of them".to_owned(),
             K::DuplicateKey { .. } | K::Repeated { .. } => "remove one of them".to_owned(),

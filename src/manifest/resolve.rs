@@ -6,7 +6,7 @@ use super::{
     corpus,
     error::{At, Problem, ProblemKind, SourceFile, shown},
     schema::{BACKEND_KEYS, LLM_TABLE, Place},
-    spec::Pass,
+    spec::{Dtype, Pass},
     syntax::parse,
     table::{self, Fields},
 };
@@ -158,6 +158,7 @@ impl Resolver {
         if default_targets.is_empty() {
             default_targets.push(DEFAULT_TARGET.to_owned());
         }
+        self.check_types(&default_targets, &mut problems);
         let blocks = self.instances(&default_targets, &mut problems);
         if self.blocks.is_empty() && problems.is_empty() {
             let at = self.project.get("workloads").map_or(0..0, |it| it.key.clone());
@@ -215,6 +216,20 @@ impl Resolver {
             }
             for (name, span) in block.fields.texts("tuning") {
                 check(name, block.place(&span), "a tuning", "tuning", self.tunings.keys().collect());
+            }
+        }
+    }
+
+    /// Types that a block's target cannot store, whatever device it is.
+    fn check_types(&self, default_targets: &[String], problems: &mut Vec<Problem>) {
+        for block in &self.blocks {
+            let own: Vec<&str> = block.fields.texts("targets").map(|it| it.0).collect();
+            let targets = if own.is_empty() { default_targets.iter().map(String::as_str).collect() } else { own };
+            let mut on_gpu = targets.into_iter().filter_map(|it| self.targets.get(it));
+            let Some(target) = on_gpu.find(|it| matches!(it.backend, Backend::Gpu { .. })) else { continue };
+            for (_, span) in block.fields.texts("dtype").filter(|it| it.0 == Dtype::Bf16.name()) {
+                let kind = ProblemKind::NoBrainOnGpu { target: target.name.clone() };
+                problems.push(Problem::new(kind, Some(block.place(&span))));
             }
         }
     }

@@ -539,8 +539,8 @@ const BLOCK: &[BlockKey] = &[
     BlockKey {
         key: Key {
             name: "dtype",
-            accepts: Accepts::Choices { names: &["f32", "f16"] },
-            doc: "How activations and weights are stored; sums are f32. A list makes one instance for each. Default: `f32`.",
+            accepts: Accepts::Choices { names: &["f32", "f16", "bf16"] },
+            doc: "How activations and weights are stored; sums are f32. A list makes one instance for each. `bf16` is for CPUs: WGSL has none. Default: `f32`.",
         },
         required: &[],
         optional: ANY,

@@ -9,16 +9,18 @@ use serde::{Deserialize, Serialize};
 pub enum Dtype {
     F32,
     F16,
+    /// The upper half of an f32: its range, and 8 bits of its precision.
+    Bf16,
 }
 
 impl Dtype {
-    pub const ALL: [Self; 2] = [Self::F32, Self::F16];
+    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];
 
     /// Bytes of one element.
     pub const fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
-            Self::F16 => 2,
+            Self::F16 | Self::Bf16 => 2,
         }
     }
 
@@ -27,6 +29,7 @@ impl Dtype {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
+            Self::Bf16 => "bf16",
         }
     }
 
@@ -39,6 +42,7 @@ impl Dtype {
         match self {
             Self::F32 => 1.0 / (1u32 << 24) as f64,
             Self::F16 => 1.0 / (1u32 << 11) as f64,
+            Self::Bf16 => 1.0 / (1u32 << 8) as f64,
         }
     }
 
@@ -47,13 +51,14 @@ impl Dtype {
         match self {
             Self::F32 => f32::MAX,
             Self::F16 => crate::half::MAX,
+            Self::Bf16 => crate::half::BRAIN_MAX,
         }
     }
 
     /// The smallest positive element that is not subnormal.
     pub const fn min_positive(self) -> f32 {
         match self {
-            Self::F32 => f32::MIN_POSITIVE,
+            Self::F32 | Self::Bf16 => f32::MIN_POSITIVE,
             Self::F16 => crate::half::MIN_POSITIVE,
         }
     }

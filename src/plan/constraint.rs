@@ -3,7 +3,9 @@
 
 use super::{
     Plan,
-    schedule::{AttentionSchedule, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, Schedule},
+    schedule::{
+        AttentionSchedule, Dot, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, PackB, Schedule,
+    },
     stage::{Stage, StageGraph, StageOp},
 };
 use crate::{
@@ -76,8 +78,8 @@ fn check_cpu(stage: &Stage, dtype: Dtype, schedule: &Schedule, cpu: &CpuFacts) -
     }
     let knobs = Knobs { stage: &stage.name, device: cpu };
     match (&stage.op, schedule) {
-        (StageOp::Matmul { .. }, Schedule::Matmul(it)) => knobs.matmul("", it)?,
-        (StageOp::Mlp { .. }, Schedule::Mlp(it)) => knobs.mlp(it)?,
+        (StageOp::Matmul { .. }, Schedule::Matmul(it)) => knobs.matmul("", dtype, it)?,
+        (StageOp::Mlp { .. }, Schedule::Mlp(it)) => knobs.mlp(dtype, it)?,
         (StageOp::Attention { .. }, Schedule::Attention(it)) => knobs.attention(it)?,
         (StageOp::LayerNorm { .. } | StageOp::RmsNorm { .. }, Schedule::Norm(NormSchedule { lanes, unroll }))
         | (
@@ -157,7 +159,30 @@ impl Knobs<'_, CpuFacts> {
         Err(self.violation(&knob, mr, rule))
     }
 
-    fn matmul(&self, prefix: &str, s: &MatmulSchedule) -> Result<(), Violation> {
+    /// Pairs are of bf16, for a CPU that has their instruction, in vectors that it has.
+    fn dot(&self, prefix: &str, dtype: Dtype, s: &MatmulSchedule) -> Result<(), Violation> {
+        const ISA: &str = "avx512bf16";
+        if s.dot == Dot::Fma {
+            return Ok(());
+        }
+        let (knob, value) = (format!("{prefix}dot"), "pairs");
+        if dtype != Dtype::Bf16 {
+            let rule = format!("multiplies bf16: the stage's tensors are {}", dtype.name());
+            return Err(self.violation(&knob, value, rule));
+        }
+        if !self.device.isa.iter().any(|it| it == ISA) {
+            return Err(self.violation(&knob, value, format!("needs `{ISA}`: {} lacks it", self.device.model)));
+        }
+        if s.pack_b == PackB::Never {
+            let rule =
+                format!("needs `{prefix}pack-b` = ahead: packing puts the rows of B side by side that make pairs");
+            return Err(self.violation(&knob, value, rule));
+        }
+        self.range(&format!("{prefix}lanes"), s.lanes, 4, 16, "vectors that `dot` = pairs has")?;
+        self.multiple(&format!("{prefix}kc"), s.kc, "elements of a pair", s.dot.terms())
+    }
+
+    fn matmul(&self, prefix: &str, dtype: Dtype, s: &MatmulSchedule) -> Result<(), Violation> {
         let knob = |name: &str| format!("{prefix}{name}");
         self.lanes(&knob("lanes"), s.lanes)?;
         self.multiple(&knob("nr"), s.nr, &knob("lanes"), s.lanes)?;
@@ -166,8 +191,9 @@ impl Knobs<'_, CpuFacts> {
         self.multiple(&knob("nc"), s.nc, &knob("nr"), s.nr)?;
         self.range(&knob("kc"), s.kc, 1, 1 << 20, "depth of a cache block")?;
         self.range(&knob("unroll"), s.unroll, 1, 16, "written-out steps of the depth loop")?;
+        self.dot(prefix, dtype, s)?;
         if s.pack_a {
-            let (bytes, limit) = (s.mc * s.kc * 4, self.device.l2.max(self.device.l3));
+            let (bytes, limit) = (s.mc * s.kc * 4 / s.dot.terms(), self.device.l2.max(self.device.l3));
             if bytes > limit {
                 let rule =
                     format!("with `{prefix}kc` = {} packs {bytes} bytes of A: the largest cache has {limit}", s.kc);
@@ -177,9 +203,9 @@ impl Knobs<'_, CpuFacts> {
         Ok(())
     }
 
-    fn mlp(&self, s: &MlpSchedule) -> Result<(), Violation> {
-        self.matmul("up.", &s.up)?;
-        self.matmul("down.", &s.down)?;
+    fn mlp(&self, dtype: Dtype, s: &MlpSchedule) -> Result<(), Violation> {
+        self.matmul("up.", dtype, &s.up)?;
+        self.matmul("down.", dtype, &s.down)?;
         self.multiple("row-block", s.row_block, "up.mr", s.up.mr)?;
         if s.up.mr != s.down.mr {
             return Err(self.violation(

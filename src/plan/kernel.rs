@@ -6,10 +6,13 @@
 //! units; one call does the units `begin..end`, so any split over threads computes the same bits. A call on another thread
 //! needs a workspace of its own.
 
-use super::stage::{StageGraph, TensorId};
+use super::{
+    schedule::Dot,
+    stage::{StageGraph, TensorId},
+};
 use serde::{Deserialize, Serialize};
 
-pub const KERNEL_VERSION: u32 = 1;
+pub const KERNEL_VERSION: u32 = 2;
 
 /// One pointer of an entry's argument table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -57,6 +60,8 @@ pub struct Placement {
 pub struct Kernel {
     pub version: u32,
     pub graph: StageGraph,
+    /// What its products are computed with; where stages differ, the least accurate.
+    pub dot: Dot,
     pub packed: Vec<Packed>,
     /// One for each stage of `graph`, in order. Arguments: the stage's inputs (a packed weight in place of its tensor),
     /// its output, then the workspace if it has one.

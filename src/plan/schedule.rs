@@ -39,6 +39,26 @@ pub enum Split {
     Columns,
 }
 
+/// What one step of a product's depth does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Dot {
+    /// A fused multiply-add of f32, to which operands of 16 bits are widened.
+    Fma,
+    /// Two products of bf16, added to an f32: AVX512-BF16's `vdpbf16ps`.
+    Pairs,
+}
+
+impl Dot {
+    /// Terms of the sum in one step.
+    pub const fn terms(self) -> usize {
+        match self {
+            Self::Fma => 1,
+            Self::Pairs => 2,
+        }
+    }
+}
+
 /// A packed, cache-blocked matrix product (see `worker/codegen/cpu/matmul.rs`). All sizes in elements.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -57,6 +77,8 @@ pub struct MatmulSchedule {
     pub kc: usize,
     /// Steps of the depth loop written out in the loop body.
     pub unroll: usize,
+    /// With pairs `kc` is even, and B packed ahead.
+    pub dot: Dot,
     pub order: TileOrder,
     /// Copy each block of A next to each other, rows padded against cache-set conflicts.
     pub pack_a: bool,
@@ -141,6 +163,7 @@ impl MatmulSchedule {
             nc: n.next_multiple_of(lanes),
             kc: k,
             unroll: 1,
+            dot: Dot::Fma,
             order: TileOrder::RowsOutside,
             pack_a: false,
             pack_b: PackB::Never,
@@ -183,6 +206,15 @@ impl Schedule {
             | StageOp::Add { .. }
             | StageOp::Mul { .. }
             | StageOp::Scale { .. } => Self::Elementwise(ElementwiseSchedule { lanes, unroll: 1 }),
+        }
+    }
+
+    /// What the stage's products are computed with; where they differ, the least accurate.
+    pub fn dot(&self) -> Dot {
+        match self {
+            Self::Matmul(it) => it.dot,
+            Self::Mlp(it) => it.up.dot.max(it.down.dot),
+            _ => Dot::Fma,
         }
     }
 

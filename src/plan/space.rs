@@ -55,7 +55,7 @@ impl Space {
     /// other methods.
     pub fn of(op: &StageOp, dtype: Dtype, device: &Device, hybrid_softmax: bool) -> Self {
         let families = match device {
-            Device::Cpu(cpu) => cpu::families(op, cpu),
+            Device::Cpu(cpu) => cpu::families(op, dtype, cpu),
             Device::Gpu(it) => gpu::families(op, dtype, it, hybrid_softmax),
         };
         let (inputs, output) = (Vec::new(), TensorId(0));

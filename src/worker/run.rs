@@ -12,7 +12,7 @@ use crate::{
     },
 };
 use kernelforge::{
-    half,
+    half::Half,
     manifest::spec::{self, BlockSpec},
     plan::{
         kernel::Kernel,
@@ -89,25 +89,26 @@ fn file_dtype(dtype: spec::Dtype) -> Dtype {
     match dtype {
         spec::Dtype::F32 => Dtype::F32,
         spec::Dtype::F16 => Dtype::F16,
+        spec::Dtype::Bf16 => Dtype::BF16,
     }
 }
 
 fn to_bytes(values: &[f32], dtype: spec::Dtype) -> Vec<u8> {
-    match dtype {
-        spec::Dtype::F32 => values.iter().flat_map(|it| it.to_le_bytes()).collect(),
-        // Exact: these are the values of f16 elements.
-        spec::Dtype::F16 => values.iter().flat_map(|it| half::narrow(*it).to_le_bytes()).collect(),
+    match Half::of(dtype) {
+        None => values.iter().flat_map(|it| it.to_le_bytes()).collect(),
+        // Exact: these are the values of such elements.
+        Some(half) => values.iter().flat_map(|it| half.narrow(*it).to_le_bytes()).collect(),
     }
 }
 
 fn from_bytes(bytes: &[u8], dtype: spec::Dtype, values: &mut [f32]) {
-    match dtype {
-        spec::Dtype::F32 => {
+    match Half::of(dtype) {
+        None => {
             let given = bytes.as_chunks::<4>().0.iter().map(|it| f32::from_le_bytes(*it));
             values.iter_mut().zip(given).for_each(|(to, from)| *to = from);
         }
-        spec::Dtype::F16 => {
-            let given = bytes.as_chunks::<2>().0.iter().map(|it| half::widen(u16::from_le_bytes(*it)));
+        Some(half) => {
+            let given = bytes.as_chunks::<2>().0.iter().map(|it| half.widen(u16::from_le_bytes(*it)));
             values.iter_mut().zip(given).for_each(|(to, from)| *to = from);
         }
     }

@@ -255,10 +255,10 @@ fn decides_code(fact: &str) -> bool {
     fact != "cpu.cores" && !names_a_gpu(fact)
 }
 
-/// What the schedules are computed from. The model's name decides no schedule: equal caches and vectors, equal features
-/// and limits get equal plans.
+/// What the schedules are computed from. A GPU's name decides no schedule: equal features and limits get equal plans. A CPU's does:
+/// who made it says what a product of pairs of bf16 costs.
 fn decides_plan(fact: &str) -> bool {
-    fact != "cpu.model" && !names_a_gpu(fact)
+    !names_a_gpu(fact)
 }
 
 /// Which model of its maker the GPU is, and which driver it has.

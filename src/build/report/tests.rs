@@ -273,7 +273,7 @@ fn a_record_shows_the_audit_the_schedules_the_gates_and_the_measured_figures() {
     device    Example CPU, fingerprint 311dc8b63e57
     verified  in 12.3 ms on 1 thread, seed 7
 
-    matmul  matmul kc=256 lanes=8 mc=128 mr=1 nc=256 nr=8 order=rows-outside pack-a=false pack-b=never prefetch=false split=rows unroll=1
+    matmul  matmul dot=fma kc=256 lanes=8 mc=128 mr=1 nc=256 nr=8 order=rows-outside pack-a=false pack-b=never prefetch=false split=rows unroll=1
     norm    norm lanes=1 unroll=1, plain
 
     gate         status  cases  elements  error/bound  worst at
@@ -305,7 +305,7 @@ fn the_record_of_a_rejected_kernel_names_the_reason_and_has_no_figures() {
     device    Example CPU, fingerprint 311dc8b63e57
     verified  in 12.3 ms on 1 thread, seed 7
 
-    matmul  matmul kc=256 lanes=8 mc=128 mr=1 nc=256 nr=8 order=rows-outside pack-a=false pack-b=never prefetch=false split=rows unroll=1
+    matmul  matmul dot=fma kc=256 lanes=8 mc=128 mr=1 nc=256 nr=8 order=rows-outside pack-a=false pack-b=never prefetch=false split=rows unroll=1
     norm    norm lanes=1 unroll=1, plain
 
     gate         status  cases  elements  error/bound  worst at

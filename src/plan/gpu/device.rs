@@ -13,7 +13,10 @@ impl<'a> Knobs<'a, GpuFacts> {
     /// Tensors of `dtype` can be stored, and a shader may have `bindings` of them, the largest of `elements`.
     pub fn tensors(&self, dtype: Dtype, bindings: usize, elements: usize) -> Result<(), Violation> {
         if !self.device.stores(dtype) {
-            let rule = format!("cannot be stored: {} lacks `{}`", self.device.name, GpuFeature::F16.name());
+            let rule = match dtype {
+                Dtype::Bf16 => "cannot be stored: WGSL has no such type".to_owned(),
+                _ => format!("cannot be stored: {} lacks `{}`", self.device.name, GpuFeature::F16.name()),
+            };
             return Err(self.violation("dtype", dtype.name(), rule));
         }
         let why = format!("storage buffers that a shader of {} may have", self.device.name);

@@ -25,6 +25,7 @@ const MATMUL: Table = &[
     ("nc", Count),
     ("kc", Count),
     ("unroll", Count),
+    ("dot", Word(&["fma", "pairs"])),
     ("order", Word(&["columns-outside", "rows-outside"])),
     ("pack-a", Flag),
     ("pack-b", Word(&["ahead", "never"])),

@@ -7,7 +7,7 @@ use crate::plan::{
         rows::{GpuElementwise, GpuNorm},
     },
     schedule::{
-        AttentionSchedule, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, PackB, Schedule, Split,
+        AttentionSchedule, Dot, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, PackB, Schedule, Split,
         TileOrder,
     },
 };
@@ -22,6 +22,7 @@ fn plan() -> Plan {
         nc: 256,
         kc: 256,
         unroll: 4,
+        dot: Dot::Fma,
         order,
         pack_a: true,
         pack_b,
@@ -228,10 +229,10 @@ fn every_mistake_of_a_file_is_told_where_it_is() {
     7 plan::out-of-range [-3] `trials` must be a whole number from 0 to 4294967295, not -3 (write a whole number from 0 to 4294967295)
     7 plan::unknown-field ["trails"] `provenance` does not take the field `trails` (did you mean `trials`? its fields: `strategy`, `trials`)
     10 plan::missing-field [{] the schedule of stage `attn.core` lacks `mr` (add `"mr": ...`)
-    23 plan::out-of-range [1e30] `attn.q.kc` must be a whole number from 0 to 16777216, not 1e30 (write a whole number from 0 to 16777216)
-    25 plan::unknown-name ["colums-outside"] `attn.q.order` is `colums-outside`, which it cannot be (did you mean `columns-outside`? known: `columns-outside`, `rows-outside`)
-    26 plan::wrong-type [1] `attn.q.pack-a` must be true or false, not a number (write true or false)
-    69 plan::unknown-name ["nrom"] `norm1.kernel` is `nrom`, which it cannot be (did you mean `norm`? known: `matmul`, `attention`, `norm`, `elementwise`, `mlp`, `gpu-matmul`, `gpu-attention`, `gpu-norm`, `gpu-elementwise`, `gpu-mlp`)
+    26 plan::out-of-range [1e30] `attn.q.kc` must be a whole number from 0 to 16777216, not 1e30 (write a whole number from 0 to 16777216)
+    29 plan::unknown-name ["colums-outside"] `attn.q.order` is `colums-outside`, which it cannot be (did you mean `columns-outside`? known: `columns-outside`, `rows-outside`)
+    30 plan::wrong-type [1] `attn.q.pack-a` must be true or false, not a number (write true or false)
+    75 plan::unknown-name ["nrom"] `norm1.kernel` is `nrom`, which it cannot be (did you mean `norm`? known: `matmul`, `attention`, `norm`, `elementwise`, `mlp`, `gpu-matmul`, `gpu-attention`, `gpu-norm`, `gpu-elementwise`, `gpu-mlp`)
     "#);
 }
 

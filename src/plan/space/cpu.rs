@@ -4,7 +4,7 @@ use super::{
     Family,
     knob::{Knob, blocks, powers, up_to},
 };
-use crate::{host::CpuFacts, plan::stage::StageOp};
+use crate::{host::CpuFacts, manifest::spec::Dtype, plan::stage::StageOp};
 
 /// Rows of register tiles.
 const TILE_ROWS: [usize; 12] = [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16];
@@ -13,15 +13,15 @@ const TILE_VECTORS: [usize; 4] = [1, 2, 3, 4];
 /// Cache blocks are not cut smaller: their own loops would take longer than what they save.
 const LEAST: [usize; 3] = [16, 96, 64];
 
-pub fn families(op: &StageOp, cpu: &CpuFacts) -> Vec<Family> {
+pub fn families(op: &StageOp, dtype: Dtype, cpu: &CpuFacts) -> Vec<Family> {
     let family = match *op {
         StageOp::Matmul { m, n, k, .. } => {
-            let mut knobs = matmul(m, n, k, cpu);
+            let mut knobs = matmul((m, n, k), dtype, cpu);
             knobs.push(Knob::word("split", &["columns", "rows"]));
             Family::new("matmul", &[("kernel", "matmul")], knobs)
         }
         StageOp::Mlp { rows, d_model, d_ff, .. } => {
-            Family::new("mlp", &[("kernel", "mlp")], mlp(rows, d_model, d_ff, cpu))
+            Family::new("mlp", &[("kernel", "mlp")], mlp((rows, d_model, d_ff), dtype, cpu))
         }
         StageOp::Attention { seq, head_dim, .. } => {
             Family::new("attention", &[("kernel", "attention")], attention(seq, head_dim, cpu))
@@ -53,7 +53,8 @@ fn tile_columns(n: usize, cpu: &CpuFacts) -> Knob {
 }
 
 /// All knobs of a product but its split.
-fn matmul(m: usize, n: usize, k: usize, cpu: &CpuFacts) -> Vec<Knob> {
+fn matmul((m, n, k): (usize, usize, usize), dtype: Dtype, cpu: &CpuFacts) -> Vec<Knob> {
+    let pairs = dtype == Dtype::Bf16 && cpu.isa.iter().any(|it| it == "avx512bf16");
     let [rows, columns, depth] = LEAST;
     vec![
         lanes(cpu),
@@ -63,6 +64,7 @@ fn matmul(m: usize, n: usize, k: usize, cpu: &CpuFacts) -> Vec<Knob> {
         Knob::number("nc", blocks(n, columns)).multiple_of("nr"),
         Knob::number("unroll", up_to(k, &[1, 2, 4, 8])),
         Knob::number("kc", blocks(k, depth)).multiple_of("unroll"),
+        Knob::word("dot", if pairs { &["fma", "pairs"] } else { &["fma"] }),
         Knob::word("order", &["columns-outside", "rows-outside"]),
         Knob::flag("pack-a"),
         Knob::word("pack-b", &["ahead", "never"]),
@@ -72,15 +74,15 @@ fn matmul(m: usize, n: usize, k: usize, cpu: &CpuFacts) -> Vec<Knob> {
     ]
 }
 
-fn mlp(rows: usize, d_model: usize, d_ff: usize, cpu: &CpuFacts) -> Vec<Knob> {
-    let mut knobs: Vec<Knob> = matmul(rows, d_ff, d_model, cpu).into_iter().map(|it| it.of("up.")).collect();
+fn mlp((rows, d_model, d_ff): (usize, usize, usize), dtype: Dtype, cpu: &CpuFacts) -> Vec<Knob> {
+    let mut knobs: Vec<Knob> = matmul((rows, d_ff, d_model), dtype, cpu).into_iter().map(|it| it.of("up.")).collect();
     // Both products walk the same row tiles.
     let shared = |knob: Knob| match knob.short() {
         "mr" => Knob::same_as("mr", "up.mr"),
         "lanes" => Knob::same_as("lanes", "up.lanes"),
         _ => knob,
     };
-    knobs.extend(matmul(rows, d_model, d_ff, cpu).into_iter().map(|it| shared(it).of("down.")));
+    knobs.extend(matmul((rows, d_model, d_ff), dtype, cpu).into_iter().map(|it| shared(it).of("down.")));
     knobs.push(Knob::number("row-block", blocks(rows, LEAST[0])).multiple_of("up.mr"));
     // The MLP is split by its row blocks, whatever these say.
     knobs.extend(["up.", "down."].map(|it| Knob::word("split", &["columns"]).of(it)));

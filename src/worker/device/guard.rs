@@ -398,7 +398,7 @@ mod tests {
                 if edge == Edge::Begin || halves % 32 != 0 {
                     // SAFETY: the rest of the buffer's last cache line belongs to its mapping.
                     let found = unsafe { after.read_volatile() };
-                    assert!(kernelforge::half::widen(found).is_nan(), "{found:#x}");
+                    assert!(kernelforge::half::Half::F16.widen(found).is_nan(), "{found:#x}");
                 }
                 // SAFETY: as in `write`.
                 unsafe { after.write_volatile(0) };

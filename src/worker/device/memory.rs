@@ -1,12 +1,12 @@
 //! The buffers that a kernel's entries are called with.
 //!
-//! Everything around a kernel (the verifier, inputs from files) speaks f32. A tensor of f16 has a mirror for that: its values
-//! widened when somebody looks at them after a run, and rounded to the nearest f16 before the next run when somebody has
+//! Everything around a kernel (the verifier, inputs from files) speaks f32. A tensor of f16 or bf16 has a mirror for that: its
+//! values widened when somebody looks at them after a run, and rounded to the nearest half before the next run when somebody has
 //! written to them. Only what was looked at or written to is converted, and a timed run converts nothing.
 
 use super::guard::{ALIGNMENT, Edge, Escape, Guarded};
 use kernelforge::{
-    half,
+    half::Half,
     manifest::spec::Dtype,
     plan::{
         kernel::{Arg, Entry, Kernel},
@@ -43,7 +43,7 @@ unsafe impl Sync for Buffer {}
 pub trait Element: Copy {}
 
 impl Element for f32 {}
-/// The bits of an f16.
+/// The bits of an f16 or a bf16.
 impl Element for u16 {}
 
 impl Buffer {
@@ -90,8 +90,8 @@ impl Buffer {
         unsafe { slice::from_raw_parts_mut(self.start.cast(), self.bytes / size_of::<T>()) }
     }
 
-    /// Fills it for whoever reads it as f32 and for whoever reads it as f16: both halves of every f32 are the upper half of
-    /// `value`. NaN stays NaN and is NaN in f16; 2^100 becomes 2^100 (1 + 2^-8 ...) and is 11264 in f16.
+    /// Fills it for whoever reads it as f32 and for whoever reads it as halves: both halves of every f32 are the upper half of
+    /// `value`. NaN stays NaN and is NaN in f16 and bf16; 2^100 becomes 2^100 (1 + 2^-8 ...) and is 11264 in f16.
     pub fn fill_mixed(&mut self, value: f32) {
         let upper = (value.to_bits() >> 16) as u16;
         self.as_mut_slice().fill(upper);
@@ -123,9 +123,9 @@ struct Stored {
     mirror: Option<Mirror>,
 }
 
-/// The values of an f16 tensor.
-#[derive(Default)]
+/// The values of a tensor of halves.
 struct Mirror {
+    format: Half,
     /// Empty until somebody asks for it.
     values: OnceLock<Vec<f32>>,
     /// Somebody has written to the values.
@@ -135,11 +135,15 @@ struct Mirror {
 }
 
 impl Mirror {
+    fn new(format: Half) -> Self {
+        Self { format, values: OnceLock::new(), written: false, spare: Mutex::default() }
+    }
+
     fn values(&self, halves: &[u16]) -> &Vec<f32> {
         self.values.get_or_init(|| {
             let mut values = mem::take(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner));
             values.resize(halves.len(), 0.0);
-            half::widen_all(halves, &mut values);
+            self.format.widen_all(halves, &mut values);
             values
         })
     }
@@ -155,7 +159,7 @@ impl Mirror {
 
 impl Stored {
     fn new(len: usize, dtype: Dtype, edge: Option<Edge>) -> Result<Self, Failure> {
-        let mirror = (dtype == Dtype::F16).then(Mirror::default);
+        let mirror = Half::of(dtype).map(Mirror::new);
         Ok(Self { buffer: Buffer::new(len * dtype.bytes(), edge)?, mirror })
     }
 
@@ -179,8 +183,11 @@ impl Stored {
             Some(mirror) => {
                 mirror.forget();
                 // What f16 cannot hold would be infinite, and that spreads like NaN: a poison that hides in a sum must be finite.
-                let value = if value.is_finite() { value.clamp(-LARGE_HALF, LARGE_HALF) } else { value };
-                self.buffer.as_mut_slice::<u16>().fill(half::narrow(value));
+                let value = match mirror.format {
+                    Half::F16 if value.is_finite() => value.clamp(-LARGE_HALF, LARGE_HALF),
+                    _ => value,
+                };
+                self.buffer.as_mut_slice::<u16>().fill(mirror.format.narrow(value));
             }
         }
     }
@@ -188,9 +195,9 @@ impl Stored {
     fn settle(&mut self) {
         let Some(mirror) = self.mirror.as_mut().filter(|it| it.written) else { return };
         if let Some(values) = mirror.values.get_mut() {
-            half::narrow_all(values, self.buffer.as_mut_slice());
+            mirror.format.narrow_all(values, self.buffer.as_mut_slice());
             // What was written is not what is stored: whoever looks next sees what the kernel saw.
-            half::widen_all(self.buffer.as_slice(), values);
+            mirror.format.widen_all(self.buffer.as_slice(), values);
         }
         mirror.written = false;
     }
@@ -313,7 +320,7 @@ mod tests {
         stored.values_mut().copy_from_slice(&[1.0, 0.1, -70000.0]);
         assert_eq!(stored.values(), [1.0, 0.1, -70000.0]);
         stored.settle();
-        assert_eq!(stored.values(), [1.0, half::widen(half::narrow(0.1)), f32::NEG_INFINITY]);
+        assert_eq!(stored.values(), [1.0, Half::F16.widen(Half::F16.narrow(0.1)), f32::NEG_INFINITY]);
         assert_eq!(stored.buffer.as_slice::<u16>(), [0x3c00, 0x2e66, 0xfc00]);
         // A kernel writes.
         stored.buffer.as_mut_slice::<u16>()[0] = 0x4000;
@@ -328,12 +335,16 @@ mod tests {
         assert!(stored.values().iter().all(|it| it.is_nan()));
         stored.fill(2f32.powi(100));
         assert_eq!(stored.values(), [LARGE_HALF; 2]);
+        let mut stored = Stored::new(2, Dtype::Bf16, None).unwrap();
+        stored.fill(2f32.powi(100));
+        assert_eq!(stored.values(), [2f32.powi(100); 2]);
         let mut mixed = Buffer::new(8, None).unwrap();
         mixed.fill_mixed(f32::NAN);
         assert!(mixed.as_slice::<f32>().iter().all(|it| it.is_nan()));
-        assert!(mixed.as_slice::<u16>().iter().all(|it| half::widen(*it).is_nan()));
+        assert!(mixed.as_slice::<u16>().iter().all(|it| Half::ALL.iter().all(|format| format.widen(*it).is_nan())));
         mixed.fill_mixed(2f32.powi(100));
         assert!(mixed.as_slice::<f32>().iter().all(|it| (2f32.powi(100)..2f32.powi(101)).contains(it)));
-        assert!(mixed.as_slice::<u16>().iter().all(|it| half::widen(*it) == 11264.0));
+        assert!(mixed.as_slice::<u16>().iter().all(|it| Half::F16.widen(*it) == 11264.0));
+        assert!(mixed.as_slice::<u16>().iter().all(|it| Half::Bf16.widen(*it) == 2f32.powi(100)));
     }
 }

@@ -91,15 +91,17 @@ pub fn element_type(context: &Context, dtype: Dtype) -> Type<'_> {
     match dtype {
         Dtype::F32 => Type::float32(context),
         Dtype::F16 => Type::float16(context),
+        Dtype::Bf16 => Type::bfloat16(context),
     }
 }
 
 /// How the elements of a tensor are stored; `None` for what no tensor of a block has.
 pub fn dtype(value: Value<'_, '_>) -> Option<Dtype> {
     let element = RankedTensorType::try_from(value.r#type()).ok()?.element();
-    match (element.is_f32(), element.is_f16()) {
-        (true, _) => Some(Dtype::F32),
-        (_, true) => Some(Dtype::F16),
+    match element {
+        it if it.is_f32() => Some(Dtype::F32),
+        it if it.is_f16() => Some(Dtype::F16),
+        it if it.is_bf16() => Some(Dtype::Bf16),
         _ => None,
     }
 }

@@ -105,10 +105,10 @@ fn elements(view: &View<'_, '_>) -> Check {
     Ok(())
 }
 
-/// A non-empty static tensor of f32 or f16.
+/// A non-empty static tensor of f32, f16 or bf16.
 fn tensor(value: Value<'_, '_>) -> Check {
     let r#type = value.r#type();
-    let wrong = || format!("`{type}` is not a static, dense tensor of f32 or f16");
+    let wrong = || format!("`{type}` is not a static, dense tensor of f32, f16 or bf16");
     let shape = op::shape(value).ok_or_else(wrong)?;
     let tensor = RankedTensorType::try_from(r#type).map_err(|_| wrong())?;
     ensure(op::dtype(value).is_some() && tensor.encoding().is_none(), wrong)?;
@@ -432,10 +432,10 @@ mod tests {
         ];
         let refusals = types.map(|it| rewrite(&text(it), &[]).map_or_else(|it| it.message, |it| it.0));
         insta::assert_snapshot!(refusals.join("\n"), @"
-            -:1:1: `func.func`: argument `x`: `tensor<4x8xf64>` is not a static, dense tensor of f32 or f16
-            -:1:1: `func.func`: argument `x`: `tensor<?x8xf32>` is not a static, dense tensor of f32 or f16
+            -:1:1: `func.func`: argument `x`: `tensor<4x8xf64>` is not a static, dense tensor of f32, f16 or bf16
+            -:1:1: `func.func`: argument `x`: `tensor<?x8xf32>` is not a static, dense tensor of f32, f16 or bf16
             -:1:1: `func.func`: argument `x`: `tensor<0x8xf32>` has no elements
-            -:1:1: `func.func`: argument `x`: `tensor<4x8xf32, 1 : i64>` is not a static, dense tensor of f32 or f16
+            -:1:1: `func.func`: argument `x`: `tensor<4x8xf32, 1 : i64>` is not a static, dense tensor of f32, f16 or bf16
             -:1:1: `func.func`: argument `x`: `tensor<4611686018427387904x2xf32>` is larger than memory can be
             -:3:22: `transformer.relu`: operands or attributes are not of the kinds that the op takes
             ");

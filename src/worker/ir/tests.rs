@@ -296,14 +296,17 @@ fn a_block_that_does_not_fit_is_refused_at_its_place_in_the_manifest() {
 
 #[test]
 fn a_block_of_halves_has_tensors_of_halves_but_for_its_rotary_tables() {
-    let spec = crate::verify::samples::halved(&crate::verify::samples::llama());
-    let products = built("llama", &spec, &Pass::ALL);
-    for tensor in &products.stages.tensors {
-        let expected = if tensor.name.starts_with("rope.") { Dtype::F32 } else { Dtype::F16 };
-        assert_eq!(tensor.dtype, expected, "{}", tensor.name);
+    for dtype in [Dtype::F16, Dtype::Bf16] {
+        let spec = crate::verify::samples::stored(&crate::verify::samples::llama(), dtype);
+        assert_eq!(spec.dtype(), dtype);
+        let products = built("llama", &spec, &Pass::ALL);
+        for tensor in &products.stages.tensors {
+            let expected = if tensor.name.starts_with("rope.") { Dtype::F32 } else { dtype };
+            assert_eq!(tensor.dtype, expected, "{}", tensor.name);
+        }
+        let stored = format!("tensor<16x64x{}>", dtype.name());
+        assert!(products.module.contains(&stored) && products.module.contains("tensor<8x16xf32>"));
     }
-    assert!(products.module.contains("tensor<16x64xf16>") && products.module.contains("tensor<8x16xf32>"));
-    assert_eq!(crate::verify::samples::halved(&crate::verify::samples::llama()).dtype(), Dtype::F16);
 }
 
 #[test]

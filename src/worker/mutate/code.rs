@@ -44,7 +44,11 @@ const RULES: &[Rule] = &rules! {
     "fma-in-f16", "the accumulator is in half precision", |it| it.narrowed("f16");
     "fma-in-bf16", "the accumulator is in bfloat16", |it| it.narrowed("bf16");
     "rounded-towards-zero", "a stored half is cut off instead of rounded", |it| it.cut_off();
-    "widened-as-bf16", "a half is read as a bfloat16", |it| it.misread_half();
+    "rounded-away", "a bfloat16 is rounded away from zero instead of to the nearest", |it| it.renamed("dense<32767>", "dense<65535>");
+    "cut-off", "a bfloat16 is cut off instead of rounded", |it| it.renamed("dense<32767>", "dense<0>");
+    "widened-as-bf16", "a half is read as a bfloat16, or the other way round", |it| it.misread_half();
+    "dot-restarts", "the accumulator of a product of pairs is lost", |it| it.dot_without_addend();
+    "dot-in-bf16", "the accumulator of a product of pairs is in bfloat16", |it| it.narrowed_dot();
     "index-plus-1", "a size, stride or offset is one too large", |it| it.index_constant(1);
     "index-minus-1", "a size, stride or offset is one too small", |it| it.index_constant(-1);
     "addi-to-subi", "an offset is subtracted", |it| it.subtracted_offset();
@@ -374,11 +378,31 @@ impl Line<'_> {
     }
 
     fn narrowed(&self, narrow: &str) -> Option<Vec<String>> {
-        if !self.is("vector.fma") {
-            return None;
-        }
+        let wide = if self.is("vector.fma") { self.text().rsplit_once(" : ")?.1 } else { return None };
+        self.narrowed_to(wide, narrow)
+    }
+
+    /// The `vdpbf16ps` of AVX512-BF16, as its result's type.
+    fn dot(&self) -> Option<&str> {
+        let found = self.is("llvm.call_intrinsic") && self.text().contains(".dpbf16ps.");
+        if found { self.text().rsplit_once(" -> ").map(|it| it.1) } else { None }
+    }
+
+    fn narrowed_dot(&self) -> Option<Vec<String>> {
+        self.narrowed_to(self.dot()?, "bf16")
+    }
+
+    fn dot_without_addend(&self) -> Option<Vec<String>> {
+        let (kind, addend, zero) = (self.dot()?, *operands(self.text()).first()?, NEW[0]);
+        Some(vec![
+            format!("{}{zero} = arith.constant dense<0.0> : {kind}", self.indent()),
+            self.text().replacen(&format!("({addend},"), &format!("({zero},"), 1),
+        ])
+    }
+
+    /// The operation's result, rounded to `narrow`.
+    fn narrowed_to(&self, wide: &str, narrow: &str) -> Option<Vec<String>> {
         let (result, right) = self.text().trim().split_once(" = ")?;
-        let wide = right.rsplit_once(" : ")?.1;
         let narrow = wide.replace("f32", narrow);
         let (indent, [sum, rounded]) = (self.indent(), NEW);
         Some(vec![
@@ -414,11 +438,12 @@ impl Line<'_> {
         }
         let (left, right) = self.text().split_once(" = ")?;
         let (value, types) = (*operands(self.text()).first()?, right.rsplit_once(" : ")?.1);
-        let (half, wide) = types.split_once(" to ").filter(|it| it.0.contains("f16") && !it.0.contains("bf16"))?;
-        let (indent, misread, brain) = (self.indent(), NEW[0], half.replace("f16", "bf16"));
+        let (half, wide) = types.split_once(" to ").filter(|it| it.0.contains("f16"))?;
+        let (from, to) = if half.contains("bf16") { ("bf16", "f16") } else { ("f16", "bf16") };
+        let (indent, misread, other) = (self.indent(), NEW[0], half.replace(from, to));
         Some(vec![
-            format!("{indent}{misread} = arith.bitcast {value} : {half} to {brain}"),
-            format!("{left} = arith.extf {misread} : {brain} to {wide}"),
+            format!("{indent}{misread} = arith.bitcast {value} : {half} to {other}"),
+            format!("{left} = arith.extf {misread} : {other} to {wide}"),
         ])
     }
 
@@ -572,7 +597,11 @@ impl Line<'_> {
         let vector = self.text().rsplit_once(", ").map(|it| it.1).filter(|_| self.is("vector.store "))?;
         let value = *operands(self.text()).first()?;
         let (indent, nan) = (self.indent(), NEW[0]);
-        let bits = if vector.contains("xf16") { "0x7E00" } else { "0x7FC00000" };
+        let bits = match vector {
+            it if it.contains("xf16") => "0x7E00",
+            it if it.contains("xbf16") => "0x7FC0",
+            _ => "0x7FC00000",
+        };
         Some(vec![
             format!("{indent}{nan} = arith.constant dense<{bits}> : {vector}"),
             self.text().replacen(value, nan, 1),
@@ -583,8 +612,8 @@ impl Line<'_> {
         let vector = self.text().rsplit_once(", ").map(|it| it.1).filter(|_| self.is("vector.store "))?;
         let value = *operands(self.text()).first()?;
         let (indent, [constant, scaled]) = (self.indent(), NEW);
-        if vector.contains("xf16") {
-            let wide = vector.replace("xf16", "xf32");
+        if vector.contains("f16") {
+            let wide = vector.replace("bf16", "f32").replace("f16", "f32");
             return Some(vec![
                 format!("{indent}{constant} = arith.constant dense<0x{:08X}> : {wide}", factor.to_bits()),
                 format!("{indent}%mutant2 = arith.extf {value} : {vector} to {wide}"),
@@ -714,6 +743,23 @@ mod tests {
         );
         let store = "  vector.store %1, %2[%3] : memref<8xf16>, vector<8xf16>";
         assert!(rewritten("store-nan", store)[0].ends_with("dense<0x7E00> : vector<8xf16>"));
+        let store = store.replace("f16", "bf16");
+        assert!(rewritten("store-nan", &store)[0].ends_with("dense<0x7FC0> : vector<8xbf16>"));
+        assert_eq!(
+            rewritten("widened-as-bf16", "  %9 = arith.extf %1 : bf16 to f32")[1],
+            "  %9 = arith.extf %mutant0 : f16 to f32"
+        );
+        let constant = "  %9 = arith.constant dense<32767> : vector<8xi32>";
+        assert_eq!(rewritten("cut-off", constant), ["  %9 = arith.constant dense<0> : vector<8xi32>"]);
+    }
+
+    #[test]
+    fn products_of_pairs_lose_their_sums() {
+        let dot = "  %9 = llvm.call_intrinsic \"llvm.x86.avx512bf16.dpbf16ps.512\"(%1, %2, %3) : \
+            (vector<16xf32>, vector<32xbf16>, vector<32xbf16>) -> vector<16xf32>";
+        let restarted = rewritten("dot-restarts", dot);
+        assert!(restarted[0].ends_with("dense<0.0> : vector<16xf32>") && restarted[1].contains("(%mutant0, %2, %3)"));
+        assert!(rewritten("dot-in-bf16", dot)[2].ends_with("extf %mutant1 : vector<16xbf16> to vector<16xf32>"));
     }
 
     #[test]

@@ -126,8 +126,12 @@ fn slightly_off<'a>(subject: &'a Subject) -> impl Iterator<Item = Wrong> + 'a {
     let graph = &subject.kernel.graph;
     let count = graph.stages.len();
     // Below half a unit in the last place of the results nothing shows.
-    let bits = if graph.tensors.iter().any(|it| it.dtype == Dtype::F16) { 11 } else { 24 };
-    let ladder = (8..bits).rev().flat_map(move |power| (0..count).map(move |it| (it, 1.0 + 2f64.powi(-power))));
+    let (coarsest, bits) = match graph.tensors.iter().map(|it| it.dtype).find(|it| *it != Dtype::F32) {
+        None | Some(Dtype::F32) => (8, 24),
+        Some(Dtype::F16) => (8, 11),
+        Some(Dtype::Bf16) => (3, 8),
+    };
+    let ladder = (coarsest..bits).rev().flat_map(move |power| (0..count).map(move |it| (it, 1.0 + 2f64.powi(-power))));
     let constants = ladder.filter_map(|(index, factor)| with_factor(subject, index, factor));
     let narrow = code::mutations(subject).into_iter().filter(|it| it.mutant.id.contains("/fma-in-"));
     let narrow = narrow.filter_map(|it| match it.body {
@@ -137,7 +141,7 @@ fn slightly_off<'a>(subject: &'a Subject) -> impl Iterator<Item = Wrong> + 'a {
         }
         _ => None,
     });
-    let scaled = (8..bits).rev().flat_map(move |power| {
+    let scaled = (coarsest..bits).rev().flat_map(move |power| {
         let factor = 1.0 + 2f32.powi(-power);
         code::scaled_stores(subject, factor).take(2).map(move |module| Wrong {
             what: format!("results times {factor}"),

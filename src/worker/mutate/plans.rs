@@ -5,8 +5,8 @@
 use super::{Body, Mutation, Subject};
 use kernelforge::{
     host::CpuFacts,
-    manifest::spec::Pass,
-    plan::schedule::{AttentionSchedule, ElementwiseSchedule, MatmulSchedule, NormSchedule, Schedule},
+    manifest::spec::{Dtype, Pass},
+    plan::schedule::{AttentionSchedule, Dot, ElementwiseSchedule, MatmulSchedule, NormSchedule, Schedule},
     protocol::mutation::Family,
 };
 use serde_json::{Value, json};
@@ -33,6 +33,18 @@ pub fn mutations(subject: &Subject) -> Vec<Mutation> {
                 *place = json!(value);
                 let description = format!("`{knob}` = {value}: {what}");
                 push(format!("{stage}/{knob}={value}"), Some(stage), description, plan);
+            }
+        }
+        // Of other types than bf16, or for a CPU without their instruction.
+        let brain = subject.kernel.graph.tensors.iter().any(|it| it.dtype == Dtype::Bf16);
+        let possible = brain && subject.cpu.isa.iter().any(|it| it == "avx512bf16");
+        for knob in ["dot", "up/dot", "down/dot"].into_iter().filter(|_| !possible) {
+            let mut plan = plan.clone();
+            let path = format!("/stages/{}/{knob}", stage.replace('~', "~0").replace('/', "~1"));
+            if let Some(place) = plan.pointer_mut(&path) {
+                *place = json!("pairs");
+                let (knob, what) = (knob.replace('/', "."), "pairs that cannot be multiplied");
+                push(format!("{stage}/{knob}=pairs"), Some(stage), format!("`{knob}` = pairs: {what}"), plan);
             }
         }
         for (name, what, value) in [
@@ -157,6 +169,9 @@ fn matmul(prefix: &str, it: &MatmulSchedule, cpu: &CpuFacts, wrong: &mut Vec<Wro
         ("unroll", "beyond its limit of 16", 17),
     ] {
         wrong.push((format!("{prefix}{knob}"), what, value));
+    }
+    if it.dot == Dot::Pairs {
+        wrong.push((format!("{prefix}kc"), "no whole number of pairs", it.kc + 1));
     }
     if it.mr > 1 {
         wrong.push((format!("{prefix}mc"), "not a multiple of `mr`", it.mc + 1));

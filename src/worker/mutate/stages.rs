@@ -86,8 +86,12 @@ impl Edits<'_> {
                 self.op("scale-squared", "the scores are scaled by 1 / d", with(scale * scale));
                 self.op("scale-of-d-plus-1", "scaled by 1 / sqrt(d + 1)", with(scale * (d / (d + 1.0)).sqrt()));
                 self.op("scale-of-d-minus-1", "scaled by 1 / sqrt(d - 1)", with(scale * (d / (d - 1.0)).sqrt()));
-                // What a result of 11 bits can show.
-                let power = if self.dtype() == Dtype::F16 { 7 } else { 20 };
+                // What a result of 11 bits, or 8, can show.
+                let power = match self.dtype() {
+                    Dtype::F32 => 20,
+                    Dtype::F16 => 7,
+                    Dtype::Bf16 => 4,
+                };
                 let off = scale * (1.0 + 2f64.powi(-power));
                 self.op("scale-slightly-off", format!("the scale is off by one part in 2^{power}"), with(off));
                 self.op("scale-negative", "the largest score becomes the smallest", with(-scale));
@@ -218,16 +222,22 @@ impl Edits<'_> {
     }
 }
 
-/// Where the variance is epsilon, a result is off by a quarter of what epsilon is off by: 2^-8 is 8 times the roundoff of f16.
-fn epsilons(eps: f64, dtype: Dtype) -> [(&'static str, f64); 5] {
-    let power = if dtype == Dtype::F16 { 6 } else { 17 };
-    [
+/// Where the variance is epsilon, a result is off by a quarter of what epsilon is off by: 2^-8 is 8 times the roundoff of f16, and
+/// one percent less than that of bf16.
+fn epsilons(eps: f64, dtype: Dtype) -> impl Iterator<Item = (&'static str, f64)> {
+    let power = match dtype {
+        Dtype::F32 => 17,
+        Dtype::F16 => 6,
+        Dtype::Bf16 => 3,
+    };
+    let all = [
         ("epsilon-slightly-off", eps * (1.0 + 2f64.powi(-power))),
         ("epsilon-times-10", eps * 10.0),
         ("epsilon-divided-by-10", eps / 10.0),
         ("epsilon-missing", 0.0),
         ("epsilon-one-percent-more", eps * 1.01),
-    ]
+    ];
+    all.into_iter().filter(move |it| dtype != Dtype::Bf16 || it.0 != "epsilon-one-percent-more")
 }
 
 fn activations(actual: Option<Activation>) -> Vec<(String, String, Option<Activation>)> {

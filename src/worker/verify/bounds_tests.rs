@@ -250,22 +250,26 @@ fn loose() -> Arithmetic {
 }
 
 #[test]
-fn a_result_stored_as_f16_stays_within_its_bound_down_to_the_smallest_numbers() {
-    let mut source = Source::new(6, 0);
-    let (mut worst, mut least) = (Worst::default(), Worst::default());
-    for exponent in -30..15 {
-        for _ in 0..500 {
-            let exact = f64::from(2f32.powi(exponent) * source.normal());
-            // As a kernel has it before it stores it.
-            let off = exact * (1.0 + 3e-7 * f64::from(source.sign()));
-            let stored = half::nearest(Dtype::F16, off as f32);
-            let bound = CPU.stored(Dtype::F16, (off - exact).abs() + U * exact.abs(), exact);
-            if exact.abs() < 2f64.powi(-14) { &mut least } else { &mut worst }.see(stored, exact, bound, exact);
-            assert_eq!(CPU.stored(Dtype::F32, 0.125, exact), 0.125);
+fn a_result_stored_in_16_bits_stays_within_its_bound_down_to_the_smallest_numbers() {
+    for (dtype, exponents) in [(Dtype::F16, -30..15), (Dtype::Bf16, -136..-100)] {
+        let mut source = Source::new(6, 0);
+        let (mut worst, mut least) = (Worst::default(), Worst::default());
+        for exponent in exponents {
+            for _ in 0..500 {
+                let exact = 2f64.powi(exponent) * f64::from(source.normal());
+                // As a kernel has it before it stores it.
+                let off = exact * (1.0 + 3e-7 * f64::from(source.sign()));
+                let stored = half::nearest(dtype, off as f32);
+                let computed = (f64::from(off as f32) - exact).abs();
+                let bound = CPU.stored(dtype, computed + U * exact.abs(), exact);
+                let normal = exact.abs() >= f64::from(dtype.min_positive());
+                if normal { &mut worst } else { &mut least }.see(stored, exact, bound, exact);
+                assert_eq!(CPU.stored(Dtype::F32, 0.125, exact), 0.125);
+            }
         }
+        worst.at_least("stored in 16 bits", 0.95);
+        least.at_least("stored below the normal range of 16 bits", 0.95);
     }
-    worst.at_least("stored as f16", 0.95);
-    least.at_least("stored below the normal range of f16", 0.95);
 }
 
 #[test]

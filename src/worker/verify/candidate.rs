@@ -11,6 +11,7 @@ use crate::device::{
 use kernelforge::{
     plan::{
         kernel::{Arg, Kernel},
+        schedule::Dot,
         stage::{Stage, StageGraph, TensorId},
     },
     protocol::Failure,
@@ -139,7 +140,10 @@ impl Tensors for Compiled<'_> {
 
 impl Candidate for Compiled<'_> {
     fn arithmetic(&self) -> Arithmetic {
-        Arithmetic::cpu()
+        match self.kernel.kernel().dot {
+            Dot::Fma => Arithmetic::cpu(),
+            Dot::Pairs => Arithmetic::cpu_pairs(),
+        }
     }
 
     fn prepare(&mut self) {

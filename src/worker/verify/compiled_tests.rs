@@ -4,12 +4,12 @@ use super::{Request, samples, verify};
 use crate::codegen::cpu::compile;
 use kernelforge::{
     host::CpuFacts,
-    manifest::spec::{Activation, AttentionSpec, BlockSpec, MlpSpec, RowsSpec},
+    manifest::spec::{Activation, AttentionSpec, BlockSpec, Dtype, MlpSpec, RowsSpec},
     plan::{
         PLAN_VERSION, Plan, Provenance,
         schedule::{
-            AttentionSchedule, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, PackB, Schedule, Split,
-            TileOrder,
+            AttentionSchedule, Dot, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, PackB, Schedule,
+            Split, TileOrder,
         },
         stage::{StageGraph, StageOp},
     },
@@ -18,6 +18,10 @@ use kernelforge::{
 
 /// A tiled, packed, vectorised plan: what a proposer makes, with fixed tiles.
 fn planned(graph: &StageGraph, cpu: &CpuFacts) -> Plan {
+    planned_with(graph, cpu, Dot::Fma)
+}
+
+fn planned_with(graph: &StageGraph, cpu: &CpuFacts, dot: Dot) -> Plan {
     let lanes = cpu.lanes;
     let matmul = |k: usize| MatmulSchedule {
         mr: 4,
@@ -27,6 +31,7 @@ fn planned(graph: &StageGraph, cpu: &CpuFacts) -> Plan {
         nc: 8 * lanes,
         kc: k.min(512).next_multiple_of(4),
         unroll: 4,
+        dot,
         order: TileOrder::ColumnsOutside,
         pack_a: false,
         pack_b: PackB::Ahead,
@@ -57,8 +62,12 @@ fn planned(graph: &StageGraph, cpu: &CpuFacts) -> Plan {
 }
 
 fn judge(block: &BlockSpec, graph: &StageGraph, threads: usize) -> Verdict {
+    judge_with(block, graph, threads, Dot::Fma)
+}
+
+fn judge_with(block: &BlockSpec, graph: &StageGraph, threads: usize, dot: Dot) -> Verdict {
     let cpu = CpuFacts::detect();
-    let plan = planned(graph, &cpu);
+    let plan = planned_with(graph, &cpu, dot);
     let compiled = compile(graph, &plan, &cpu).unwrap_or_else(|it| panic!("{it}\n{}", it.detail));
     let request = Request {
         object: &compiled.object,
@@ -90,9 +99,23 @@ fn compiled_kernels_of_every_kind_are_accepted() {
 }
 
 #[test]
-fn compiled_kernels_of_every_kind_are_accepted_in_f16() {
-    for block in samples::all().iter().map(samples::halved) {
-        assert_accepted(&judge(&block, &samples::graph(&block), 1), &block);
+fn compiled_kernels_of_every_kind_are_accepted_in_16_bits() {
+    for dtype in [Dtype::F16, Dtype::Bf16] {
+        for block in samples::all().iter().map(|it| samples::stored(it, dtype)) {
+            assert_accepted(&judge(&block, &samples::graph(&block), 1), &block);
+        }
+    }
+}
+
+#[test]
+fn compiled_kernels_that_multiply_pairs_are_accepted() {
+    if !CpuFacts::detect().isa.iter().any(|it| it == "avx512bf16") {
+        return;
+    }
+    for block in samples::all().iter().map(|it| samples::stored(it, Dtype::Bf16)) {
+        for threads in [1, 2] {
+            assert_accepted(&judge_with(&block, &samples::graph(&block), threads, Dot::Pairs), &block);
+        }
     }
 }
 

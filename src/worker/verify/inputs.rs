@@ -24,7 +24,7 @@ pub enum Regime {
     NearEpsilon,
     /// Logits far apart, rows ruled by few elements.
     Peaky,
-    /// Magnitudes around 2^30; of f16 what keeps results below 65504 (see `Sizes`).
+    /// Magnitudes around 2^30; of f16 what keeps results below 65504 (see `Sizes`). The range of bf16 is that of f32.
     Large,
     /// Magnitudes around 2^-30; of f16 around 2^-10.
     Small,
@@ -227,6 +227,10 @@ impl Sizes {
                 subnormal: if multiplies(op) { 2f32.powi(-140) } else { 2f32.powi(-132) },
                 outlier: 256.0,
             },
+            // 2^-133 is the smallest number of bf16.
+            (Dtype::Bf16, _) => {
+                Self { large: 2f32.powi(30), small: 2f32.powi(-30), subnormal: 2f32.powi(-129), outlier: 256.0 }
+            }
             (Dtype::F16, true) => {
                 Self { large: 2f32.powi(5), small: 2f32.powi(-10), subnormal: 2f32.powi(-18), outlier: 16.0 }
             }

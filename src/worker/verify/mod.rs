@@ -20,6 +20,8 @@ pub mod inputs;
 #[cfg(test)]
 mod interpreter;
 mod oracle;
+#[cfg(test)]
+mod pairs_tests;
 pub mod place;
 #[cfg(test)]
 mod precise;

@@ -409,10 +409,10 @@ fn elementwise_results_are_within_their_bounds() {
     hold("scale by a root", &roots, &Family::ALL, 4.0);
 }
 
-/// Stored as f16, by the arithmetic of a CPU and by one that rounds softmax weights and hidden rows to f16 and takes what is below
-/// the normal range for zero.
+/// Stored in 16 bits, by the arithmetic of a CPU and by one that rounds softmax weights and hidden rows to the same type and takes
+/// what is below the normal range for zero.
 #[test]
-fn results_stored_as_f16_are_within_their_bounds() {
+fn results_stored_in_16_bits_are_within_their_bounds() {
     let half = [Family::Normal, Family::Positive, Family::Flat, Family::Alternating, Family::Mirrored, Family::Wide];
     let small = [Family::Normal, Family::Tiny, Family::Subnormal];
     let (families, rope) = ([&half[..], &small].concat(), StageOp::Rope { batch: 2, seq: 3, heads: 2, head_dim: 6 });
@@ -440,13 +440,21 @@ fn results_stored_as_f16_are_within_their_bounds() {
         (StageOp::LayerNorm { rows: 2, width: 9, eps: 1e-5 }, StageOp::RmsNorm { rows: 2, width: 9, eps: 1e-5 });
     let activated =
         StageOp::Matmul { m: 2, n: 2, k: 9, bias: true, activation: Some(Activation::Gelu), residual: true };
-    for arithmetic in [Arithmetic::cpu(), loose] {
-        let precision = Precision { arithmetic, storage: Dtype::F16 };
-        hold_in("f16 product", &[matmul(2, 2, 3), matmul(1, 1, 1000), activated.clone()], &families, 1.5, precision);
-        hold_in("f16 attention", &[attention(3, true), attention(11, false)], &families, 5.0, precision);
-        hold_in("f16 norms", &[layer.clone(), rms.clone()], &families, 2.0, precision);
-        hold_in("f16 MLPs", &mlps, &families, 3.5, precision);
-        hold_in("f16 elementwise", &[rope.clone(), StageOp::Mul { rows: 2, width: 30 }], &families, 1.5, precision);
+    let brain = Arithmetic { hidden: Dtype::Bf16, ..loose };
+    for (storage, arithmetic) in [
+        (Dtype::F16, Arithmetic::cpu()),
+        (Dtype::F16, loose),
+        (Dtype::Bf16, Arithmetic::cpu()),
+        (Dtype::Bf16, Arithmetic { probabilities: Dtype::Bf16, ..brain }),
+    ] {
+        let (precision, name) = (Precision { arithmetic, storage }, |what: &str| format!("{} {what}", storage.name()));
+        let products = [matmul(2, 2, 3), matmul(1, 1, 1000), activated.clone()];
+        hold_in(&name("product"), &products, &families, 1.5, precision);
+        hold_in(&name("attention"), &[attention(3, true), attention(11, false)], &families, 5.0, precision);
+        hold_in(&name("norms"), &[layer.clone(), rms.clone()], &families, 2.0, precision);
+        hold_in(&name("MLPs"), &mlps, &families, 3.5, precision);
+        let elementwise = [rope.clone(), StageOp::Mul { rows: 2, width: 30 }];
+        hold_in(&name("elementwise"), &elementwise, &families, 1.5, precision);
     }
 }
 

@@ -245,8 +245,8 @@ fn nearest(storage: Dtype, value: f64) -> f64 {
     match storage {
         Dtype::F32 => f64::from(value as f32),
         // By way of f32 only where that holds the value: else the first rounding could decide a tie of the second.
-        Dtype::F16 if f64::from(value as f32) == value => f64::from(half::nearest(storage, value as f32)),
-        Dtype::F16 => {
+        Dtype::F16 | Dtype::Bf16 if f64::from(value as f32) == value => f64::from(half::nearest(storage, value as f32)),
+        Dtype::F16 | Dtype::Bf16 => {
             let (low, high) = (half::nearest(storage, (value as f32).next_down()), (value as f32).next_up());
             let (low, high) = (f64::from(low), f64::from(half::nearest(storage, high)));
             if (value - low).abs() <= (high - value).abs() { low } else { high }
@@ -297,10 +297,11 @@ impl Layer<'_> {
             let mut w = self.w.part(self.n, 0..self.k, columns.clone());
             general_mat_mul(1.0, &x.value, &w, 0.0, &mut value);
             if let Some(weight) = &weight {
-                let flushed = flushes.then(|| {
+                let lost = flushes.then(|| w.mapv(|w| it.flushed(storage, w)));
+                let flushed = lost.filter(|it| it.iter().any(|&lost| lost != 0.0)).map(|lost| {
                     let mut carried = Array2::zeros(bound.raw_dim());
                     let size = Zip::from(&x.value).and(&x.bound).map_collect(|x, e| x.abs() + e);
-                    general_mat_mul(1.0, &size, &w.mapv(|w| it.flushed(storage, w)), 0.0, &mut carried);
+                    general_mat_mul(1.0, &size, &lost, 0.0, &mut carried);
                     carried
                 });
                 w.mapv_inplace(f64::abs);

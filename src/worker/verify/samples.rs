@@ -202,6 +202,11 @@ pub fn llama() -> BlockSpec {
 
 /// The same block, stored as f16.
 pub fn halved(block: &BlockSpec) -> BlockSpec {
+    stored(block, Dtype::F16)
+}
+
+/// The same block, stored as this type.
+pub fn stored(block: &BlockSpec, as_type: Dtype) -> BlockSpec {
     let mut block = block.clone();
     let (BlockSpec::Transformer { dtype, .. }
     | BlockSpec::TransformerMicroblock { dtype, .. }
@@ -210,7 +215,7 @@ pub fn halved(block: &BlockSpec) -> BlockSpec {
     | BlockSpec::Mlp { dtype, .. }
     | BlockSpec::Matmul { dtype, .. }
     | BlockSpec::LayerNorm { dtype, .. }) = &mut block;
-    *dtype = Dtype::F16;
+    *dtype = as_type;
     block
 }
 

@@ -9,8 +9,8 @@ use kernelforge::{
     plan::{
         PLAN_VERSION, Plan, Provenance, constraint,
         schedule::{
-            AttentionSchedule, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, PackB, Schedule, Split,
-            TileOrder,
+            AttentionSchedule, Dot, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, PackB, Schedule,
+            Split, TileOrder,
         },
         stage::{StageGraph, StageOp},
     },
@@ -249,6 +249,7 @@ fn matmul_with((mr, nr, lanes): (usize, usize, usize)) -> impl Strategy<Value = 
             nc: wide * nr,
             kc,
             unroll,
+            dot: Dot::Fma,
             order,
             pack_a,
             pack_b,

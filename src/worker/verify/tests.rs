@@ -34,11 +34,13 @@ fn right_kernels_of_every_kind_pass_whatever_their_order_of_summation() {
 }
 
 #[test]
-fn right_kernels_of_every_kind_pass_in_f16_too() {
-    for (index, block) in samples::all().iter().map(samples::halved).enumerate() {
-        for order in Order::ALL {
-            let failed = failures(&block, samples::graph(&block), order, None, 10 * index as u64 + order as u64);
-            assert!(failed.is_empty(), "{block:?} {order:?}\n{}", describe(&failed));
+fn right_kernels_of_every_kind_pass_in_16_bits_too() {
+    for dtype in [Dtype::F16, Dtype::Bf16] {
+        for (index, block) in samples::all().iter().map(|it| samples::stored(it, dtype)).enumerate() {
+            for order in Order::ALL {
+                let failed = failures(&block, samples::graph(&block), order, None, 10 * index as u64 + order as u64);
+                assert!(failed.is_empty(), "{block:?} {order:?}\n{}", describe(&failed));
+            }
         }
     }
 }
@@ -55,17 +57,20 @@ fn right_kernels_of_a_looser_arithmetic_pass_by_its_own_bounds() {
     }
 }
 
-/// In f16 too, every wrong kernel is rejected.
+/// In 16 bits too, every wrong kernel is rejected.
 #[test]
-fn every_wrong_kernel_is_rejected_in_f16_too() {
-    let blocks = [samples::halved(&gpt()), samples::halved(&llama())];
-    for wrong in Wrong::ALL {
-        // One part in 2^20 is 1 of 512 of what storing the result may be off by.
-        if wrong == Wrong::ScaleSlightlyOff {
-            continue;
+fn every_wrong_kernel_is_rejected_in_16_bits_too() {
+    for dtype in [Dtype::F16, Dtype::Bf16] {
+        let blocks = [samples::stored(&gpt(), dtype), samples::stored(&llama(), dtype)];
+        for wrong in Wrong::ALL {
+            // One part in 2^20 is 1 of 512 of what storing the result as f16 may be off by. And sums in another order differ in the
+            // last bits of an f32, of which 16 are no part of a bf16.
+            if wrong == Wrong::ScaleSlightlyOff || dtype == Dtype::Bf16 && wrong == Wrong::LastRowInAnotherOrder {
+                continue;
+            }
+            let found: Vec<Gate> = blocks.iter().flat_map(|block| rejecting(block, wrong)).collect();
+            assert!(!found.is_empty(), "{wrong:?} is accepted in {dtype:?}");
         }
-        let found: Vec<Gate> = blocks.iter().flat_map(|block| rejecting(block, wrong)).collect();
-        assert!(!found.is_empty(), "{wrong:?} is accepted");
     }
 }
 

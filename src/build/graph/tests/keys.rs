@@ -138,7 +138,7 @@ fn another_cpu_measures_again_and_never_builds_the_ir_again() {
     assert_eq!(ran(|it| it.cores = 8), "plan compile verify benchmark report");
     assert_eq!(ran(|it| it.l2 *= 2), "plan compile verify benchmark report");
     assert_eq!(ran(|it| it.isa.push("avx512f".to_owned())), "plan compile verify benchmark report");
-    assert_eq!(ran(|it| it.model.push('X')), "compile verify benchmark report");
+    assert_eq!(ran(|it| it.model.push('X')), "plan compile verify benchmark report");
 }
 
 /// [`rerun`] of a block for a GPU after an edit of the block and of the GPU.

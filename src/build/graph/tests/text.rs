@@ -465,6 +465,7 @@ fn the_graph_as_json() {
         "cpu.l2": "1048576",
         "cpu.l3": "33554432",
         "cpu.lanes": "8",
+        "cpu.model": "Test CPU (family 1 model 2 stepping 3)",
         "cpu.vector-registers": "16",
         "name": "gpt2",
         "recipe": "RECIPE",

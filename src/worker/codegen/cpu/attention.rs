@@ -19,7 +19,7 @@ use super::{
     math,
     micro::{Epilogue, Micro, MicroKernels, Operands},
 };
-use kernelforge::plan::schedule::AttentionSchedule;
+use kernelforge::plan::schedule::{AttentionSchedule, Dot};
 
 /// Elements between rows of scores beyond the keys: a cache line against set conflicts. There is room for the last vectors too.
 const ROW_PAD: usize = 16;
@@ -240,6 +240,8 @@ impl Attention<'_> {
             last: (columns - 1) % lanes + 1,
             b_padded: false,
             unroll: self.schedule.unroll,
+            dot: Dot::Fma,
+            odd: false,
             whole_unroll: false,
             lda: 0,
             ldb: 0,

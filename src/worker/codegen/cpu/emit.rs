@@ -24,8 +24,8 @@ impl Display for Val {
     }
 }
 
-/// A flat buffer of a static length: `memref<LENxf32>`, or of f16, whose elements are widened when loaded and rounded once when
-/// stored, so that everything else here is f32. All addressing is explicit: strides are static, so LLVM turns
+/// A flat buffer of a static length: `memref<LENxf32>`, or of f16 or bf16, whose elements are widened when loaded and rounded once
+/// when stored, so that everything else here is f32. All addressing is explicit: strides are static, so LLVM turns
 /// constant offsets into displacements and a register tile needs one base register.
 #[derive(Debug, Clone, Copy)]
 pub struct Mem {
@@ -295,7 +295,7 @@ impl Code {
     fn widened(&mut self, value: Val, element: Dtype, wide: &str, stored: &str) -> Val {
         match element {
             Dtype::F32 => value,
-            Dtype::F16 => self.op(format_args!("arith.extf {value} : {stored} to {wide}")),
+            Dtype::F16 | Dtype::Bf16 => self.op(format_args!("arith.extf {value} : {stored} to {wide}")),
         }
     }
 
@@ -304,7 +304,38 @@ impl Code {
         match element {
             Dtype::F32 => value,
             Dtype::F16 => self.op(format_args!("arith.truncf {value} : {wide} to {stored}")),
+            Dtype::Bf16 => self.rounded_to_upper_half(value, wide, stored),
         }
+    }
+
+    /// The upper half of an f32, rounded to the nearest, of two the even one: half a unit in its last place is added, less one bit
+    /// where the half is even, and the sum is cut off. A NaN would become another number by that, so it is cut off and made quiet.
+    ///
+    /// `arith.truncf` would be one op, and is one instruction with AVX512-BF16. Without it LLVM 22 calls `__truncsfbf2` for every
+    /// element; and that instruction takes subnormal numbers for zero. These ops take 7 vector instructions for a vector that
+    /// thousands of multiply-adds made, and give the same bits everywhere.
+    fn rounded_to_upper_half(&mut self, value: Val, wide: &str, stored: &str) -> Val {
+        let (bits, halves) = (wide.replace("f32", "i32"), stored.replace("bf16", "i16"));
+        let constant = |code: &mut Self, it: u32| {
+            let it = if bits == "i32" { it.to_string() } else { format!("dense<{it}>") };
+            code.constant(format!("arith.constant {it} : {bits}"))
+        };
+        let integer = self.op(format_args!("arith.bitcast {value} : {wide} to {bits}"));
+        let sixteen = constant(self, 16);
+        let upper = self.op(format_args!("arith.shrui {integer}, {sixteen} : {bits}"));
+        let one = constant(self, 1);
+        let odd = self.op(format_args!("arith.andi {upper}, {one} : {bits}"));
+        let below_half = constant(self, 0x7fff);
+        let increment = self.op(format_args!("arith.addi {odd}, {below_half} : {bits}"));
+        let sum = self.op(format_args!("arith.addi {integer}, {increment} : {bits}"));
+        let nearest = self.op(format_args!("arith.shrui {sum}, {sixteen} : {bits}"));
+        let quiet_bit = constant(self, 0x40);
+        let quiet = self.op(format_args!("arith.ori {upper}, {quiet_bit} : {bits}"));
+        let is_nan = self.op(format_args!("arith.cmpf uno, {value}, {value} : {wide}"));
+        let types = if bits == "i32" { bits.clone() } else { format!("{}, {bits}", bits.replace("i32", "i1")) };
+        let chosen = self.op(format_args!("arith.select {is_nan}, {quiet}, {nearest} : {types}"));
+        let chosen = self.op(format_args!("arith.trunci {chosen} : {bits} to {halves}"));
+        self.op(format_args!("arith.bitcast {chosen} : {halves} to {stored}"))
     }
 
     fn stored_type(&self, element: Dtype) -> String {
@@ -368,6 +399,57 @@ impl Code {
                 mem.val
             )),
         }
+    }
+
+    /// Two neighbouring elements of 16 bits, in the place of one f32.
+    pub fn load_pair(&mut self, mem: Mem, at: Val) -> Val {
+        let pair = format!("vector<2x{}>", mem.element.name());
+        let value = self.op(format_args!("vector.load {}[{at}] : {}, {pair}", mem.val, mem.ty()));
+        let value = self.op(format_args!("vector.bitcast {value} : {pair} to vector<1xf32>"));
+        self.op(format_args!("vector.extract {value}[0] : f32 from vector<1xf32>"))
+    }
+
+    /// An element of 16 bits and a zero, in the place of one f32.
+    pub fn load_half_pair(&mut self, mem: Mem, at: Val) -> Val {
+        let stored = mem.element.name();
+        let value = self.op(format_args!("memref.load {}[{at}] : {}", mem.val, mem.ty()));
+        let bits = self.op(format_args!("arith.bitcast {value} : {stored} to i16"));
+        // The first of a pair has the lower half.
+        let bits = self.op(format_args!("arith.extui {bits} : i16 to i32"));
+        self.op(format_args!("arith.bitcast {bits} : i32 to f32"))
+    }
+
+    /// Loads twice as many elements of 16 bits as there are lanes, as pairs in the place of f32; masked-off ones are 0.
+    pub fn load_pairs(&mut self, mem: Mem, at: Val, valid: usize) -> Val {
+        let (count, wide) = (2 * self.lanes, self.vector_type());
+        let value = self.with_lanes(count, |code| {
+            let lanes = code.first_lanes(valid);
+            code.load_stored(mem, at, lanes)
+        });
+        self.op(format_args!("vector.bitcast {value} : vector<{count}x{}> to {wide}", mem.element.name()))
+    }
+
+    /// Pairs of the elements of two vectors as they are stored, in the place of f32: (a[0], b[0]), (a[1], b[1]), ...
+    pub fn paired(&mut self, element: Dtype, a: Val, b: Val) -> Val {
+        let (stored, wide, lanes) = (self.stored_type(element), self.vector_type(), self.lanes);
+        let order: Vec<_> = (0..2 * lanes).map(|it| (it / 2 + it % 2 * lanes).to_string()).collect();
+        let both = self.op(format_args!("vector.shuffle {a}, {b} [{}] : {stored}, {stored}", order.join(", ")));
+        self.op(format_args!("vector.bitcast {both} : vector<{}x{}> to {wide}", 2 * lanes, element.name()))
+    }
+
+    /// Vectors of pairs of bf16 that are in the place of f32, as [`Self::dot`] takes them.
+    pub fn as_pairs(&mut self, value: Val) -> Val {
+        let (wide, lanes) = (self.vector_type(), 2 * self.lanes);
+        self.op(format_args!("vector.bitcast {value} : {wide} to vector<{lanes}xbf16>"))
+    }
+
+    /// c + a[2i + 1] b[2i + 1] + a[2i] b[2i] in every lane i, a and b of bf16: AVX512-BF16's `vdpbf16ps`, whose roundings are
+    /// those of `Arithmetic::pairs`. The broadcast factor comes last, where the instruction can take it from memory.
+    pub fn dot(&mut self, c: Val, a: Val, broadcast: Val) -> Val {
+        let (wide, pairs, bits) = (self.vector_type(), format!("vector<{}xbf16>", 2 * self.lanes), 32 * self.lanes);
+        self.op(format_args!(
+            "llvm.call_intrinsic \"llvm.x86.avx512bf16.dpbf16ps.{bits}\"({c}, {a}, {broadcast}) : ({wide}, {pairs}, {pairs}) -> {wide}"
+        ))
     }
 
     /// The mask of the first `count` lanes, known now.

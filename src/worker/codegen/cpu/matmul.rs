@@ -8,11 +8,15 @@
 //! ```
 //! B is packed ahead into panels of `nr` columns, zero-padded to whole vectors, or read where it lies.
 //!
-//! Of f16 operands a copy of A is f32, so that a row's element is widened once and not for every panel: without the copy a product
-//! of 128x3072x768 takes three times as long. Packed weights stay f16 and are widened in registers: half the bytes for one row
-//! (1x4096x4096: 10.9 ms, packed as f32 19.8, all f32 16.0), and for 128 rows no slower than weights that were widened when they
-//! were packed (128x3072x768: 31.6 ms, 35.7, 32.4; medians on a busy machine with AVX2, `half_tests::costs`). C is rounded once:
-//! sums over several depth blocks are kept in the workspace as f32.
+//! Of operands of 16 bits a copy of A is f32, so that a row's element is widened once and not for every panel: without the copy a
+//! product of 128x3072x768 takes three times as long. Packed weights stay as they are and are widened in registers: half the bytes
+//! for one row (f16, 1x4096x4096: 10.9 ms, packed as f32 19.8, all f32 16.0), and for 128 rows no slower than weights that were
+//! widened when they were packed (128x3072x768: 31.6 ms, 35.7, 32.4; medians on a busy machine with AVX2, `costs_tests`). C is
+//! rounded once: sums over several depth blocks are kept in the workspace as f32.
+//!
+//! With `dot = pairs` a step of the depth is two terms: a pair of a row of A, 32 bits that are broadcast as one f32 is, with pairs
+//! of two rows of B, which packing puts side by side. So all that is said of elements below holds for pairs, a packed buffer has
+//! f32 in whose place the pairs are, and an odd depth is completed by a row of zeros; of A nothing is read beyond its last element.
 
 use super::{
     emit::{Code, Kind, Lanes, Mem, Val},
@@ -21,7 +25,7 @@ use super::{
 pub use kernelforge::plan::schedule::MatmulSchedule as Schedule;
 use kernelforge::{
     manifest::spec::Dtype,
-    plan::schedule::{PackB, Split, TileOrder},
+    plan::schedule::{Dot, PackB, Split, TileOrder},
 };
 
 /// Elements between packed rows of A beyond the depth: one cache line, so that rows do not alias.
@@ -58,9 +62,13 @@ pub struct Buffers {
     pub workspace: Option<(Mem, Val)>,
 }
 
-/// Elements of a weight [k, n] packed for `schedule`.
-pub fn packed_len(n: usize, k: usize, schedule: &Schedule) -> usize {
-    n.next_multiple_of(schedule.nr) * k
+/// The buffer of a weight [k, n] of this type that is packed for `schedule`.
+pub fn packed(n: usize, k: usize, element: Dtype, schedule: &Schedule) -> Kind {
+    let len = n.next_multiple_of(schedule.nr) * k.div_ceil(schedule.dot.terms());
+    match schedule.dot {
+        Dot::Fma => Kind { len, element },
+        Dot::Pairs => Kind { len, element: Dtype::F32 },
+    }
 }
 
 impl Product<'_> {
@@ -88,11 +96,26 @@ impl Product<'_> {
     /// Elements of a block of A: no more rows than there are.
     fn packed_a(&self) -> usize {
         let rows = self.schedule.mc.min(self.rows.next_multiple_of(self.schedule.mr));
-        if self.schedule.pack_a { rows * (self.schedule.kc.min(self.k) + ROW_PAD) } else { 0 }
+        if self.schedule.pack_a { rows * self.packed_stride() } else { 0 }
+    }
+
+    /// Steps of the whole depth.
+    fn steps(&self) -> usize {
+        self.k.div_ceil(self.schedule.dot.terms())
+    }
+
+    /// Steps of a block of depth.
+    fn block_steps(&self) -> usize {
+        self.schedule.kc / self.schedule.dot.terms()
+    }
+
+    /// Elements between rows of a copied block of A.
+    fn packed_stride(&self) -> usize {
+        self.block_steps().min(self.steps()) + ROW_PAD
     }
 
     fn depths(&self) -> usize {
-        self.k.div_ceil(self.schedule.kc)
+        self.steps().div_ceil(self.block_steps())
     }
 
     /// Elements between rows of sums: a block of columns, and a cache line so that rows do not alias.
@@ -103,7 +126,9 @@ impl Product<'_> {
     /// Elements of the sums that depth blocks hand on, where C cannot hold them.
     fn sums(&self) -> usize {
         match self.result {
-            Dtype::F16 if self.depths() > 1 => self.rows.next_multiple_of(self.schedule.mr) * self.sums_stride(),
+            Dtype::F16 | Dtype::Bf16 if self.depths() > 1 => {
+                self.rows.next_multiple_of(self.schedule.mr) * self.sums_stride()
+            }
             _ => 0,
         }
     }
@@ -147,16 +172,16 @@ impl Product<'_> {
                 });
             };
             // The first and the last depth block have code of their own: they start from zero, and they run the epilogue.
-            let zero = code.index(0);
-            depth_block(code, zero, s.kc.min(self.k), true, depths == 1);
+            let (zero, steps, kc) = (code.index(0), self.steps(), self.block_steps());
+            depth_block(code, zero, kc.min(steps), true, depths == 1);
             if depths > 2 {
-                let (low, high) = (code.index(s.kc), code.index((depths - 1) * s.kc));
-                code.for_(low, high, s.kc, |code, start| depth_block(code, start, s.kc, false, false));
+                let (low, high) = (code.index(kc), code.index((depths - 1) * kc));
+                code.for_(low, high, kc, |code, start| depth_block(code, start, kc, false, false));
             }
             if depths > 1 {
-                let start = (depths - 1) * s.kc;
+                let start = (depths - 1) * kc;
                 let at = code.index(start);
-                depth_block(code, at, self.k - start, false, true);
+                depth_block(code, at, steps - start, false, true);
             }
         });
     }
@@ -171,29 +196,44 @@ impl Product<'_> {
         begin: Val,
         end: Val,
     ) {
-        let (panels, tail) = (n.div_ceil(s.nr), n % s.nr);
+        let (panels, tail, steps) = (n.div_ceil(s.nr), n % s.nr, k.div_ceil(s.dot.terms()));
         code.with_lanes(s.lanes, |code| {
             code.for_(begin, end, 1, |code, panel| {
-                let (column, panel_at) = (code.times(panel, s.nr), code.times(panel, s.nr * k));
+                let (column, panel_at) = (code.times(panel, s.nr), code.times(panel, s.nr * steps));
                 let copy = |code: &mut Code, columns: usize| {
-                    let (zero, depth) = (code.index(0), code.index(k));
-                    code.for_(zero, depth, 1, |code, row| {
-                        let from = code.times(row, n);
+                    // `terms` rows of B make one of the panel; the last may have fewer.
+                    let step_of = |code: &mut Code, step: Val, rows: usize| {
+                        let from = code.times(step, s.dot.terms() * n);
                         let from = code.add(from, column);
-                        let to = code.times(row, s.nr);
+                        let to = code.times(step, s.nr);
                         let to = code.add(to, panel_at);
                         for vector in 0..s.nr / s.lanes {
                             let valid = columns.saturating_sub(vector * s.lanes).min(s.lanes);
-                            let value = if valid == 0 {
-                                code.stored_zeros(source.element)
-                            } else {
-                                let (at, lanes) = (code.offset(from, vector * s.lanes), code.first_lanes(valid));
+                            let load = |code: &mut Code, row: usize| {
+                                if valid == 0 || row >= rows {
+                                    return code.stored_zeros(source.element);
+                                }
+                                let at = code.offset(from, row * n + vector * s.lanes);
+                                let lanes = code.first_lanes(valid);
                                 code.load_stored(source, at, lanes)
+                            };
+                            let first = load(code, 0);
+                            let value = match s.dot {
+                                Dot::Fma => first,
+                                Dot::Pairs => {
+                                    let second = load(code, 1);
+                                    code.paired(source.element, first, second)
+                                }
                             };
                             let at = code.offset(to, vector * s.lanes);
                             code.store_stored(value, target, at);
                         }
-                    });
+                    };
+                    let (zero, whole) = (code.index(0), code.index(k / s.dot.terms()));
+                    code.for_(zero, whole, 1, |code, step| step_of(code, step, s.dot.terms()));
+                    if !k.is_multiple_of(s.dot.terms()) {
+                        step_of(code, whole, 1);
+                    }
                 };
                 if tail == 0 {
                     copy(code, s.nr);
@@ -217,8 +257,9 @@ struct Block<'a> {
     buffers: Buffers,
     /// The row tile and the panel that the sums begin with.
     origin: (Val, Val),
-    /// First depth index.
+    /// First step of the depth.
     start: Val,
+    /// In steps.
     depth: usize,
     first: bool,
     last: bool,
@@ -239,37 +280,43 @@ impl Block<'_> {
         }
     }
 
-    /// Elements between packed rows of A.
-    fn packed_stride(&self) -> usize {
-        self.product.schedule.kc.min(self.product.k) + ROW_PAD
-    }
-
     fn pack_a(&self, code: &mut Code, rows: (Val, Val)) -> Option<(Mem, Val)> {
         let (product, s) = (self.product, self.product.schedule);
         let (workspace, at) = self.buffers.workspace?;
         let (a, a_at) = self.buffers.a;
         let (first, end) = (code.times(rows.0, s.mr), code.times(rows.1, s.mr));
-        let m = code.index(product.m);
+        let (m, terms) = (code.index(product.m), s.dot.terms());
+        // Elements of A in this block: the last pair may have one.
+        let valid = self.depth * terms - if self.last { product.k % terms } else { 0 };
+        let load = |code: &mut Code, at: Val, valid: usize| match s.dot {
+            Dot::Fma => {
+                let lanes = code.first_lanes(valid);
+                code.load(a, at, lanes)
+            }
+            Dot::Pairs => code.load_pairs(a, at, valid),
+        };
         let end = code.min(end, m);
         code.with_lanes(s.lanes, |code| {
             code.for_(first, end, 1, |code, row| {
                 let from = code.times(row, product.lda);
                 let from = code.add(from, a_at);
-                let from = code.add(from, self.start);
+                let start = code.times(self.start, terms);
+                let from = code.add(from, start);
                 let to = code.sub(row, first);
-                let to = code.times(to, self.packed_stride());
+                let to = code.times(to, product.packed_stride());
                 let to = code.add(to, at);
-                let whole = self.depth / s.lanes * s.lanes;
+                let whole = valid / (s.lanes * terms) * s.lanes;
                 let (low, high) = (code.index(0), code.index(whole));
                 code.for_(low, high, s.lanes, |code, k| {
-                    let (from, to) = (code.add(from, k), code.add(to, k));
-                    let value = code.load(a, from, Lanes::All);
+                    let along = code.times(k, terms);
+                    let (from, to) = (code.add(from, along), code.add(to, k));
+                    let value = load(code, from, s.lanes * terms);
                     code.store(value, workspace, to, Lanes::All);
                 });
                 if whole < self.depth {
                     let lanes = code.first_lanes(self.depth - whole);
-                    let (from, to) = (code.offset(from, whole), code.offset(to, whole));
-                    let value = code.load(a, from, lanes);
+                    let (from, to) = (code.offset(from, whole * terms), code.offset(to, whole));
+                    let value = load(code, from, valid - whole * terms);
                     code.store(value, workspace, to, lanes);
                 }
             });
@@ -323,18 +370,19 @@ impl Block<'_> {
         let (a, lda) = match packed {
             Some((mem, at)) => {
                 let down = code.sub(row, first_row);
-                let down = code.times(down, s.mr * self.packed_stride());
-                ((mem, code.add(at, down)), self.packed_stride())
+                let down = code.times(down, s.mr * product.packed_stride());
+                ((mem, code.add(at, down)), product.packed_stride())
             }
             None => {
                 let down = code.times(top, product.lda);
                 let at = code.add(buffers.a.1, down);
-                ((buffers.a.0, code.add(at, self.start)), product.lda)
+                let start = code.times(self.start, s.dot.terms());
+                ((buffers.a.0, code.add(at, start)), product.lda)
             }
         };
         let (b_at, ldb) = match s.pack_b {
             PackB::Ahead => {
-                let (panel_at, depth_at) = (code.times(panel, s.nr * product.k), code.times(self.start, s.nr));
+                let (panel_at, depth_at) = (code.times(panel, s.nr * product.steps()), code.times(self.start, s.nr));
                 (code.add(panel_at, depth_at), s.nr)
             }
             PackB::Never => {
@@ -342,6 +390,9 @@ impl Block<'_> {
                 (code.add(depth_at, left), product.n)
             }
         };
+        // A copy has a zero for what the last pair lacks.
+        let odd = self.last && packed.is_none() && !product.k.is_multiple_of(s.dot.terms());
+        let depth = self.depth - usize::from(odd);
         let down = code.times(top, product.ldc);
         let tile_at = code.add(down, left);
         let sums = self.sums(code, row, panel);
@@ -359,7 +410,7 @@ impl Block<'_> {
             row_scale: None,
             multiply: buffers.multiply.map(&mut like_c),
             residual: buffers.residual.map(&mut like_c),
-            depth: code.index(self.depth),
+            depth: code.index(depth),
             next: None,
         };
         let extra = buffers.multiply.or(buffers.residual);
@@ -370,7 +421,9 @@ impl Block<'_> {
             last: (columns - 1) % s.lanes + 1,
             b_padded: s.pack_b == PackB::Ahead,
             unroll: s.unroll,
-            whole_unroll: self.depth.is_multiple_of(s.unroll),
+            dot: s.dot,
+            odd,
+            whole_unroll: depth.is_multiple_of(s.unroll),
             lda,
             ldb,
             ldc: if sums.is_some() && !self.last { product.sums_stride() } else { product.ldc },
@@ -413,7 +466,7 @@ impl Block<'_> {
         if !self.prefetches() {
             return None;
         }
-        let panel = code.offset(b_at, self.product.schedule.nr * self.product.k);
+        let panel = code.offset(b_at, self.product.schedule.nr * self.product.steps());
         let tile = code.sub(row, first_row);
         let share = code.times(tile, micro.prefetch_share(self.depth));
         Some(code.add(panel, share))

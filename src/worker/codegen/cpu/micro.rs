@@ -8,7 +8,10 @@ use super::{
     emit::{Code, Kind, Lanes, Mem, Val},
     math,
 };
-use kernelforge::manifest::spec::Activation;
+use kernelforge::{
+    manifest::spec::{Activation, Dtype},
+    plan::schedule::Dot,
+};
 use std::collections::BTreeMap;
 
 /// What happens to a finished tile, in this order: `act(acc * scale[row] + bias[column]) * multiply + residual`.
@@ -40,7 +43,8 @@ impl Ord for ActivationOrd {
     }
 }
 
-/// Everything that decides the code of one micro-kernel. Strides and lengths in elements.
+/// Everything that decides the code of one micro-kernel. Strides and lengths in elements; the depth, and A and B along it, in
+/// steps, which are elements, or pairs of them (`dot`). Pairs of B, and of A where it was copied, are in the place of f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Micro {
     pub rows: usize,
@@ -51,6 +55,9 @@ pub struct Micro {
     /// B is padded to whole vectors (packed): its loads need no mask.
     pub b_padded: bool,
     pub unroll: usize,
+    pub dot: Dot,
+    /// After the last step of pairs one element of A is left, whose pair in B is completed by zeros.
+    pub odd: bool,
     /// The depth of every call is a multiple of `unroll`.
     pub whole_unroll: bool,
     pub lda: usize,
@@ -77,6 +84,11 @@ impl Micro {
     /// Lines of the next panel that each trip of the depth loop asks for, so that all calls together cover it.
     fn prefetch_lines(&self) -> usize {
         (self.unroll * self.ldb).div_ceil(self.prefetch * self.b.line())
+    }
+
+    /// Elements of A that one step of the depth takes.
+    fn a_step(&self) -> usize {
+        if self.dot == Dot::Pairs && self.a.element != Dtype::F32 { 2 } else { 1 }
     }
 
     /// Elements of the next panel that one call of this depth asks for.
@@ -227,8 +239,8 @@ impl Tile<'_> {
         let zero = self.code.index(0);
         let run = |code: &mut Code, low: Val, high: Val, unroll: usize, sums: Vec<Val>| {
             code.fold((low, high, unroll), &sums, |code, k, sums| {
-                let row_of_b = code.times(k, micro.ldb);
-                let (a_at, b_at) = (code.add(a.1, k), code.add(b.1, row_of_b));
+                let (along_a, row_of_b) = (code.times(k, micro.a_step()), code.times(k, micro.ldb));
+                let (a_at, b_at) = (code.add(a.1, along_a), code.add(b.1, row_of_b));
                 if let Some(next) = next.filter(|_| unroll == micro.unroll) {
                     let ahead = code.times(k, micro.prefetch_lines() * micro.b.line() / unroll);
                     let ahead = code.add(next, ahead);
@@ -238,17 +250,24 @@ impl Tile<'_> {
                     }
                 }
                 (0..unroll).fold(sums.to_vec(), |sums, step| {
-                    one_step(code, micro, &masks, (a.0, a_at), (b.0, b_at), step, sums)
+                    one_step(code, micro, &masks, (a.0, a_at), (b.0, b_at), Step::Whole(step), sums)
                 })
             })
         };
-        if micro.unroll == 1 || micro.whole_unroll {
-            return run(self.code, zero, depth, micro.unroll, initial);
+        let sums = if micro.unroll == 1 || micro.whole_unroll {
+            run(self.code, zero, depth, micro.unroll, initial)
+        } else {
+            let whole = self.code.quotient(depth, micro.unroll);
+            let whole = self.code.times(whole, micro.unroll);
+            let sums = run(self.code, zero, whole, micro.unroll, initial);
+            run(self.code, whole, depth, 1, sums)
+        };
+        if !micro.odd {
+            return sums;
         }
-        let whole = self.code.quotient(depth, micro.unroll);
-        let whole = self.code.times(whole, micro.unroll);
-        let sums = run(self.code, zero, whole, micro.unroll, initial);
-        run(self.code, whole, depth, 1, sums)
+        let (along_a, row_of_b) = (self.code.times(depth, micro.a_step()), self.code.times(depth, micro.ldb));
+        let (a_at, b_at) = (self.code.add(a.1, along_a), self.code.add(b.1, row_of_b));
+        one_step(self.code, micro, &masks, (a.0, a_at), (b.0, b_at), Step::Half, sums)
     }
 
     /// Runs the epilogue and stores the tile. Without an activation that happens in registers. With one, the raw tile is stored on
@@ -347,30 +366,51 @@ struct Extras {
     residual: Option<(Mem, Val)>,
 }
 
-/// One rank-1 update: a row of B in vectors, each element of a column of A broadcast.
+/// Which step of a loop's body, or the one after the loop that has half a pair of A.
+#[derive(Clone, Copy)]
+enum Step {
+    Whole(usize),
+    Half,
+}
+
+/// One rank-1 update, or with pairs of rank 2: a row of B in vectors, each element of a column of A broadcast.
 fn one_step(
     code: &mut Code,
     micro: Micro,
     masks: &[Lanes],
     (a, a_at): (Mem, Val),
     (b, b_at): (Mem, Val),
-    step: usize,
+    step: Step,
     sums: Vec<Val>,
 ) -> Vec<Val> {
-    let Micro { rows, vectors, lanes, lda, ldb, b_padded, .. } = micro;
+    let Micro { rows, vectors, lanes, lda, ldb, b_padded, dot, .. } = micro;
+    let (step, half) = match step {
+        Step::Whole(step) => (step, false),
+        Step::Half => (0, true),
+    };
     let b_row: Vec<_> = (0..vectors)
         .map(|vector| {
             let at = code.offset(b_at, step * ldb + vector * lanes);
-            code.load(b, at, if b_padded { Lanes::All } else { masks[vector] })
+            let value = code.load(b, at, if b_padded { Lanes::All } else { masks[vector] });
+            if dot == Dot::Pairs { code.as_pairs(value) } else { value }
         })
         .collect();
     let mut next = Vec::with_capacity(sums.len());
     for row in 0..rows {
-        let at = code.offset(a_at, row * lda + step);
-        let scalar = code.load_scalar(a, at);
+        let at = code.offset(a_at, row * lda + step * micro.a_step());
+        let scalar = match (dot, a.element) {
+            (Dot::Fma, _) | (Dot::Pairs, Dtype::F32) => code.load_scalar(a, at),
+            (Dot::Pairs, _) if half => code.load_half_pair(a, at),
+            (Dot::Pairs, _) => code.load_pair(a, at),
+        };
         let a_value = code.broadcast(scalar);
+        let a_value = if dot == Dot::Pairs { code.as_pairs(a_value) } else { a_value };
         for vector in 0..vectors {
-            next.push(code.fma(a_value, b_row[vector], sums[row * vectors + vector]));
+            let (b_value, sum) = (b_row[vector], sums[row * vectors + vector]);
+            next.push(match dot {
+                Dot::Fma => code.fma(a_value, b_value, sum),
+                Dot::Pairs => code.dot(sum, b_value, a_value),
+            });
         }
     }
     next

@@ -1,14 +1,15 @@
 //! The fused MLP: for each block of rows both products run back to back, the hidden rows in the workspace, so that they are
-//! read again while a cache still holds them and no d_ff-wide tensor exists.
+//! read again while a cache still holds them and no d_ff-wide tensor exists. They are f32, or bf16 where the second product takes
+//! pairs of bf16; what the gate makes of them stays f32 until it is multiplied.
 
 use super::{
-    emit::{Code, Mem, Val},
+    emit::{Code, Kind, Mem, Val},
     matmul::{self, Product},
     micro::{ActivationOrd, Epilogue, MicroKernels},
 };
 use kernelforge::{
     manifest::spec::{Activation, Dtype},
-    plan::schedule::MlpSchedule,
+    plan::schedule::{Dot, MlpSchedule},
 };
 
 pub struct Mlp<'a> {
@@ -20,7 +21,7 @@ pub struct Mlp<'a> {
     pub bias: bool,
     pub residual: bool,
     pub schedule: &'a MlpSchedule,
-    /// How y is stored; hidden rows are f32.
+    /// How y is stored.
     pub result: Dtype,
 }
 
@@ -31,6 +32,8 @@ pub struct Buffers {
     pub down: (Mem, Option<Mem>),
     pub residual: Option<Mem>,
     pub y: Mem,
+    /// The workspace's first elements, as [`Mlp::hidden`].
+    pub hidden: Mem,
     pub workspace: Mem,
 }
 
@@ -44,14 +47,30 @@ impl Mlp<'_> {
         self.schedule.row_block.min(self.rows.next_multiple_of(self.schedule.up.mr))
     }
 
+    fn hidden_type(&self) -> Dtype {
+        if self.schedule.down.dot == Dot::Pairs { Dtype::Bf16 } else { Dtype::F32 }
+    }
+
     /// Elements between hidden rows: padded by a cache line, because 8 rows that are a multiple of 4 KiB apart (d_ff = 3072)
     /// fall into one set of L1 and evict each other.
     fn hidden_stride(&self) -> usize {
-        self.d_ff.next_multiple_of(16) + 16
+        let line = Kind { len: 0, element: self.hidden_type() }.line();
+        self.d_ff.next_multiple_of(line) + line
     }
 
     fn hidden_len(&self) -> usize {
         self.row_block() * self.hidden_stride()
+    }
+
+    /// The hidden rows.
+    pub fn hidden(&self) -> Kind {
+        Kind { len: self.hidden_len(), element: self.hidden_type() }
+    }
+
+    /// f32 elements that the hidden rows take, whole cache lines, and those of the gate's.
+    fn before_scratch(&self) -> (usize, usize) {
+        let hidden = self.hidden_len() * self.hidden_type().bytes() / Dtype::F32.bytes();
+        (hidden, if self.gated { self.hidden_len() } else { 0 })
     }
 
     /// The gate's product, the up product, the down product. All address rows by their place in the whole, so that row tails are
@@ -64,7 +83,7 @@ impl Mlp<'_> {
         let down = Epilogue { bias: self.bias, residual: self.residual, ..Epilogue::default() };
         let hidden = self.hidden_stride();
         let rows = self.row_block();
-        let into_hidden = |epilogue| Product {
+        let into_hidden = |epilogue, result| Product {
             m,
             n: d_ff,
             k: d_model,
@@ -72,12 +91,12 @@ impl Mlp<'_> {
             ldc: hidden,
             schedule: &schedule.up,
             epilogue,
-            result: Dtype::F32,
+            result,
             rows,
         };
         (
-            self.gated.then(|| into_hidden(first)),
-            into_hidden(if self.gated { second } else { first }),
+            self.gated.then(|| into_hidden(first, Dtype::F32)),
+            into_hidden(if self.gated { second } else { first }, self.hidden_type()),
             Product {
                 m,
                 n: d_model,
@@ -94,8 +113,8 @@ impl Mlp<'_> {
 
     /// f32 elements of working memory: the hidden rows (twice when gated), and what the products need.
     pub fn workspace(&self) -> usize {
-        let (_, up, down) = self.products();
-        self.hidden_len() * if self.gated { 2 } else { 1 } + up.workspace().max(down.workspace())
+        let ((hidden, gate), (_, up, down)) = (self.before_scratch(), self.products());
+        hidden + gate + up.workspace().max(down.workspace())
     }
 
     pub fn emit_units(&self, code: &mut Code, micros: &mut MicroKernels, buffers: &Buffers, begin: Val, end: Val) {
@@ -109,12 +128,13 @@ impl Mlp<'_> {
             let first_row = code.times(first, mr);
             let hidden_before = code.times(first_row, self.hidden_stride());
             let zero = code.index(0);
-            let hidden = |code: &mut Code, at: usize| {
-                let at = code.index(at);
-                (buffers.workspace, code.sub(at, hidden_before))
+            let (hidden_floats, gate_floats) = self.before_scratch();
+            let hidden = {
+                let at = code.index(0);
+                (buffers.hidden, code.sub(at, hidden_before))
             };
             let scratch = {
-                let at = code.index(self.hidden_len() * if self.gated { 2 } else { 1 });
+                let at = code.index(hidden_floats + gate_floats);
                 Some((buffers.workspace, at))
             };
             let mut run = |code: &mut Code, product: &Product<'_>, buffers: matmul::Buffers| {
@@ -124,7 +144,7 @@ impl Mlp<'_> {
             let input = matmul::Buffers {
                 a: (buffers.x, zero),
                 b: buffers.up.0,
-                c: hidden(code, 0),
+                c: hidden,
                 bias: buffers.up.1,
                 multiply: None,
                 residual: None,
@@ -132,14 +152,15 @@ impl Mlp<'_> {
             };
             match (&gate, buffers.gate) {
                 (Some(gate), Some((weight, bias))) => {
-                    let gated = hidden(code, self.hidden_len());
+                    let at = code.index(hidden_floats);
+                    let gated = (buffers.workspace, code.sub(at, hidden_before));
                     run(code, gate, matmul::Buffers { b: weight, c: gated, bias, ..input });
                     run(code, &up, matmul::Buffers { multiply: Some(gated), ..input });
                 }
                 _ => run(code, &up, input),
             }
             let output = matmul::Buffers {
-                a: hidden(code, 0),
+                a: hidden,
                 b: buffers.down.0,
                 c: (buffers.y, zero),
                 bias: buffers.down.1,

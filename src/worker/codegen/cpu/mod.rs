@@ -4,6 +4,8 @@
 //! object). Each kind of stage has a file; all matrix products share [`micro`].
 
 mod attention;
+#[cfg(test)]
+mod costs_tests;
 mod elementwise;
 mod emit;
 mod given;

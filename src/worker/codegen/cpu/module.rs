@@ -4,8 +4,8 @@
 use super::{
     attention::{self, Attention},
     elementwise::{Function, Map, Rope},
-    emit::{Code, Mem, Val},
-    matmul::{self, Product, packed_len},
+    emit::{Code, Kind, Mem, Val},
+    matmul::{self, Product},
     memory,
     micro::{ActivationOrd, Epilogue, MicroKernels},
     mlp::{self, Mlp},
@@ -17,7 +17,7 @@ use kernelforge::{
     plan::{
         Plan, constraint,
         kernel::{Arg, Entry, KERNEL_VERSION, Kernel, Packed},
-        schedule::{MatmulSchedule, PackB, Schedule},
+        schedule::{Dot, MatmulSchedule, PackB, Schedule},
         stage::{Role, Stage, StageGraph, StageOp, TensorId},
     },
     protocol::{Failure, FailureKind},
@@ -38,10 +38,11 @@ pub fn generate(graph: &StageGraph, plan: &Plan, cpu: &CpuFacts) -> Result<(Stri
         packed_by: BTreeMap::new(),
     };
     let device = Device::Cpu(cpu.clone());
-    let mut stages = Vec::new();
+    let (mut stages, mut dot) = (Vec::new(), Dot::Fma);
     for stage in &graph.stages {
         let schedule = constraint::resolve(graph, stage, plan, &device)
             .map_err(|it| Failure::new(FailureKind::IllegalPlan, it.to_string()).at_stage(&stage.name))?;
+        dot = dot.max(schedule.dot());
         stages.push(module.stage(stage, &schedule)?);
     }
     let (placements, values) = memory::place(graph);
@@ -51,7 +52,7 @@ pub fn generate(graph: &StageGraph, plan: &Plan, cpu: &CpuFacts) -> Result<(Stri
     text += &module.text;
     text += "}\n";
     let kernel =
-        Kernel { version: KERNEL_VERSION, graph: graph.clone(), packed: module.packed, stages, block, placements };
+        Kernel { version: KERNEL_VERSION, graph: graph.clone(), dot, packed: module.packed, stages, block, placements };
     Ok((text, kernel))
 }
 
@@ -67,7 +68,7 @@ struct Module<'a> {
     micros: MicroKernels,
     packed: Vec<Packed>,
     /// Packed weights by what decides their layout.
-    packed_by: BTreeMap<(TensorId, usize), usize>,
+    packed_by: BTreeMap<(TensorId, usize, Dot), usize>,
 }
 
 /// An entry under construction: its argument table so far.
@@ -103,8 +104,13 @@ impl EntryCode {
     /// The next argument as a flat buffer of `len` elements: a memref descriptor put together by hand, which the conversion of
     /// memref to LLVM takes apart again.
     fn buffer(&mut self, arg: Arg, len: usize, element: Dtype) -> Mem {
-        const TYPE: &str = "!llvm.struct<(ptr, ptr, i64, array<1 x i64>, array<1 x i64>)>";
         let pointer = self.pointer(arg);
+        self.at(pointer, Kind { len, element })
+    }
+
+    /// What is at `pointer`, as a flat buffer.
+    fn at(&mut self, pointer: Val, Kind { len, element }: Kind) -> Mem {
+        const TYPE: &str = "!llvm.struct<(ptr, ptr, i64, array<1 x i64>, array<1 x i64>)>";
         let code = &mut self.code;
         let mut descriptor = code.op(format_args!("llvm.mlir.poison : {TYPE}"));
         let (zero, size, one) = (
@@ -188,8 +194,10 @@ impl Module<'_> {
                 let down = linear(self, &mut entry, (d_model, d_ff), &schedule.down);
                 let residual = residual.then(|| self.tensor(&mut entry, inputs.next()));
                 let y = self.tensor(&mut entry, stage.output);
-                let workspace = entry.workspace(mlp.workspace());
-                let buffers = mlp::Buffers { x, gate, up, down, residual, y, workspace };
+                let pointer = entry.pointer(Arg::Workspace);
+                let hidden = entry.at(pointer, mlp.hidden());
+                let workspace = entry.at(pointer, Kind { len: mlp.workspace(), element: Dtype::F32 });
+                let buffers = mlp::Buffers { x, gate, up, down, residual, y, hidden, workspace };
                 let (begin, end) = (entry.begin, entry.end);
                 mlp.emit_units(&mut entry.code, &mut self.micros, &buffers, begin, end);
                 Ok(entry.finish(symbol, mlp.units(), mlp.workspace() * 4, &mut self.text))
@@ -272,20 +280,21 @@ impl Module<'_> {
         if schedule.pack_b == PackB::Never {
             return self.tensor(entry, id);
         }
-        let (len, dtype) = (packed_len(n, k, schedule), self.graph.tensor(id).dtype);
-        let index = *self.packed_by.entry((id, schedule.nr)).or_insert(self.packed.len());
+        let Kind { len, element } = matmul::packed(n, k, self.graph.tensor(id).dtype, schedule);
+        let index = *self.packed_by.entry((id, schedule.nr, schedule.dot)).or_insert(self.packed.len());
         if index == self.packed.len() {
             let name = &self.graph.tensor(id).name;
-            let symbol = format!("{}__pack_{}_{}", self.prefix, identifier(name), schedule.nr);
+            let pairs = if schedule.dot == Dot::Pairs { "_pairs" } else { "" };
+            let symbol = format!("{}__pack_{}_{}{pairs}", self.prefix, identifier(name), schedule.nr);
             let mut pack = EntryCode::new(schedule.lanes);
             let source = self.tensor(&mut pack, id);
-            let target = pack.buffer(Arg::Packed(index), len, dtype);
+            let target = pack.buffer(Arg::Packed(index), len, element);
             let (begin, end) = (pack.begin, pack.end);
             Product::emit_pack(&mut pack.code, (n, k), schedule, source, target, begin, end);
             let prepare = pack.finish(symbol, n.div_ceil(schedule.nr), 0, &mut self.text);
-            self.packed.push(Packed { weight: id, bytes: len * dtype.bytes(), prepare });
+            self.packed.push(Packed { weight: id, bytes: len * element.bytes(), prepare });
         }
-        entry.buffer(Arg::Packed(index), len, dtype)
+        entry.buffer(Arg::Packed(index), len, element)
     }
 
     /// The block entry: every stage in turn on the calling thread. Its workspace holds the values, then what one stage needs.

@@ -11,8 +11,8 @@ use kernelforge::{
     plan::{
         PLAN_VERSION, Plan, Provenance,
         schedule::{
-            AttentionSchedule, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, PackB, Schedule, Split,
-            TileOrder,
+            AttentionSchedule, Dot, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, PackB, Schedule,
+            Split, TileOrder,
         },
         stage::{Factor, Role, Stage, StageGraph, StageOp, Tensor, TensorId},
     },
@@ -138,6 +138,7 @@ fn base() -> MatmulSchedule {
         nc: 4 * lanes,
         kc: 16,
         unroll: 2,
+        dot: Dot::Fma,
         order: TileOrder::ColumnsOutside,
         pack_a: false,
         pack_b: PackB::Ahead,

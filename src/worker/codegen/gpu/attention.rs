@@ -49,7 +49,8 @@ fn name(kind: &str, shape: &AttentionShape) -> String {
 
 fn storage_features(dtype: Dtype) -> Vec<GpuFeature> {
     match dtype {
-        Dtype::F32 => vec![],
+        // Of bf16 there is none: the constraints let no such stage pass.
+        Dtype::F32 | Dtype::Bf16 => vec![],
         Dtype::F16 => vec![GpuFeature::F16],
     }
 }

@@ -76,8 +76,12 @@ struct Whole {
 
 impl Whole {
     fn new(depth: usize, dtype: Dtype) -> Self {
-        // 12 bits: one more than half precision has. What is stored in half precision has 11, and its results have more.
-        let bits = if dtype == Dtype::F32 { 12 } else { 11 };
+        // 12 bits: one more than half precision has. What is stored in half precision has 11, in bf16 8, and its results have more.
+        let bits = match dtype {
+            Dtype::F32 => 12,
+            Dtype::F16 => 11,
+            Dtype::Bf16 => 8,
+        };
         let wide = ((1usize << 23) / depth).clamp(1, (1 << bits) - 1) as u32;
         let deviation = f64::from(wide) * (depth as f64 * 2.0 / 9.0).sqrt();
         let quantum = (2.0 / deviation).log2().floor().exp2() as f32;
@@ -254,9 +258,14 @@ fn fill_one_hot(candidate: &mut dyn Tensors, stage: &Stage, source: &mut Source)
 
 fn one_hot_rows(op: &StageOp, dtype: Dtype, rows: Vec<usize>) -> Option<Vec<usize>> {
     let StageOp::Attention { head_dim, seq, .. } = *op else { return None };
-    // Half precision has no room for a longer parabola: queries are twice a key's number times up to 2^10, which puts narrow
-    // heads `AHEAD`, and that must stay below 65504.
-    let fits = head_dim >= PATTERNS || dtype == Dtype::F32 || seq <= 32;
+    // The formats of 16 bits have no room for a longer parabola. Half precision: queries are twice a key's number times up to
+    // 2^10, which puts narrow heads `AHEAD`, and that must stay below 65504. bf16: the square of a key's number has 8 bits.
+    let longest = match dtype {
+        Dtype::F32 => usize::MAX,
+        Dtype::F16 => 32,
+        Dtype::Bf16 => 17,
+    };
+    let fits = head_dim >= PATTERNS || seq <= longest;
     // A parabola's coordinates need two columns.
     (head_dim >= 2 && fits).then_some(rows)
 }

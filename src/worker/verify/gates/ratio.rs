@@ -87,7 +87,7 @@ impl Errors {
             }
             let rounding = match storage {
                 Dtype::F32 => 0.5 * arithmetic.unit * exact.abs() + ETA,
-                Dtype::F16 => 0.5 * arithmetic.stored(storage, 0.0, exact),
+                Dtype::F16 | Dtype::Bf16 => 0.5 * arithmetic.stored(storage, 0.0, exact),
             };
             self.elements += 1;
             self.candidate += candidate * candidate;

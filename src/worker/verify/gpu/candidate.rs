@@ -14,8 +14,8 @@ use crate::{
         candidate::{Call, Candidate, Left, Tensors},
     },
 };
-use half::f16;
 use kernelforge::{
+    half::{self, Half},
     host::gpu::GpuFeature,
     manifest::spec::Dtype,
     plan::{
@@ -87,12 +87,13 @@ impl<'a> OnGpu<'a> {
                 continue;
             }
             let region = self.session.tensor(TensorId(index))?;
-            match self.session.program().graph.tensors[index].dtype {
-                Dtype::F32 => region.write(self.session.gpu(), bytemuck::cast_slice(&self.host[index])),
-                Dtype::F16 => {
-                    let stored: Vec<f16> = self.host[index].iter().map(|it| f16::from_f32(*it)).collect();
+            match Half::of(self.session.program().graph.tensors[index].dtype) {
+                None => region.write(self.session.gpu(), bytemuck::cast_slice(&self.host[index])),
+                Some(half) => {
+                    let mut stored = vec![0; self.host[index].len()];
+                    half.narrow_all(&self.host[index], &mut stored);
                     region.write(self.session.gpu(), bytemuck::cast_slice(&stored));
-                    self.host[index].iter_mut().zip(&stored).for_each(|(to, from)| *to = from.to_f32());
+                    half.widen_all(&stored, &mut self.host[index]);
                 }
             }
         }
@@ -101,9 +102,9 @@ impl<'a> OnGpu<'a> {
 
     /// The values that these bytes are.
     pub fn widened(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
-        match dtype {
-            Dtype::F32 => bytemuck::pod_collect_to_vec(bytes),
-            Dtype::F16 => bytemuck::pod_collect_to_vec::<u8, f16>(bytes).iter().map(|it| it.to_f32()).collect(),
+        match Half::of(dtype) {
+            None => bytemuck::pod_collect_to_vec(bytes),
+            Some(half) => bytemuck::pod_collect_to_vec::<u8, u16>(bytes).iter().map(|it| half.widen(*it)).collect(),
         }
     }
 
@@ -221,8 +222,8 @@ impl Candidate for OnGpu<'_> {
         let computed: Vec<bool> =
             program.graph.tensors.iter().map(|it| matches!(it.role, Role::Value | Role::Output)).collect();
         // Half of it is a NaN, or a large number, of 16 bits too.
-        let half = f16::from_f32(value.min(f16::MAX.to_f32()));
-        let half = if value.is_nan() { f16::NAN } else { half };
+        let finite = if value.is_nan() { value } else { value.min(half::MAX) };
+        let half = Half::F16.narrow(finite);
         let pattern = match program.graph.tensors.first().map(|it| it.dtype) {
             Some(Dtype::F16) => [half.to_le_bytes(), half.to_le_bytes()].concat(),
             _ => value.to_le_bytes().to_vec(),
@@ -241,7 +242,7 @@ impl Candidate for OnGpu<'_> {
             // The device's tensor is overwritten already; the next upload must not undo it.
             let stored = match self.dtype(index) {
                 Dtype::F32 => value,
-                Dtype::F16 => half.to_f32(),
+                Dtype::F16 | Dtype::Bf16 => Half::F16.widen(half),
             };
             self.host[index].fill(stored);
             self.changed[index] = false;
