@@ -226,10 +226,10 @@ fn every_mistake_of_a_file_is_told_where_it_is() {
     7 plan::out-of-range [-3] `trials` must be a whole number from 0 to 4294967295, not -3 (write a whole number from 0 to 4294967295)
     7 plan::unknown-field ["trails"] `provenance` does not take the field `trails` (did you mean `trials`? its fields: `strategy`, `trials`)
     10 plan::missing-field [{] the schedule of stage `attn.core` lacks `mr` (add `"mr": ...`)
-    23 plan::out-of-range [1e30] `attn.q.kc` must be a whole number from 0 to 16777216, not 1e30 (write a whole number from 0 to 16777216)
-    25 plan::unknown-name ["colums-outside"] `attn.q.order` is `colums-outside`, which it cannot be (did you mean `columns-outside`? known: `columns-outside`, `rows-outside`)
-    26 plan::wrong-type [1] `attn.q.pack-a` must be true or false, not a number (write true or false)
-    69 plan::unknown-name ["nrom"] `norm1.kernel` is `nrom`, which it cannot be (did you mean `norm`? known: `matmul`, `attention`, `norm`, `elementwise`, `mlp`, `gpu-matmul`, `gpu-attention`, `gpu-norm`, `gpu-elementwise`, `gpu-mlp`)
+    26 plan::out-of-range [1e30] `attn.q.kc` must be a whole number from 0 to 16777216, not 1e30 (write a whole number from 0 to 16777216)
+    28 plan::unknown-name ["colums-outside"] `attn.q.order` is `colums-outside`, which it cannot be (did you mean `columns-outside`? known: `columns-outside`, `rows-outside`)
+    29 plan::wrong-type [1] `attn.q.pack-a` must be true or false, not a number (write true or false)
+    72 plan::unknown-name ["nrom"] `norm1.kernel` is `nrom`, which it cannot be (did you mean `norm`? known: `matmul`, `attention`, `norm`, `elementwise`, `mlp`, `gpu-matmul`, `gpu-attention`, `gpu-norm`, `gpu-elementwise`, `gpu-mlp`)
     "#);
 }
 
