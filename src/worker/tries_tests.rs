@@ -142,6 +142,7 @@ fn a_try_costs() {
             nc: 8 * cpu.lanes,
             kc: 256,
             unroll: 4,
+            dot: kernelforge::plan::schedule::Dot::Fma,
             order: kernelforge::plan::schedule::TileOrder::ColumnsOutside,
             pack_a: false,
             pack_b: PackB::Ahead,

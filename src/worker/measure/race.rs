@@ -19,7 +19,7 @@ use kernelforge::{
     manifest::spec::Dtype,
     plan::{
         kernel::Kernel,
-        stage::{Role, StageGraph, Tensor, TensorId},
+        stage::{Role, StageGraph, Tensor},
     },
     protocol::{
         Ceilings, Clock, Failure, FailureKind, GateResult, GateStatus, StageBenchmark,
@@ -82,7 +82,7 @@ pub fn race(entrants: &[(Vec<u8>, Kernel)], cpu: &CpuFacts, rules: Rules) -> Res
 /// `BadInput` without an entrant, and when one is given other tensors than the first or returns others.
 pub fn same<'a>(graphs: &[&'a StageGraph]) -> Result<&'a StageGraph, Failure> {
     let first = graphs.first().ok_or_else(|| Failure::new(FailureKind::BadInput, "a race without entrants"))?;
-    match graphs.iter().position(|it| interface(it) != interface(first)) {
+    match graphs.iter().position(|it| !are_alike(it, first)) {
         None => Ok(first),
         Some(other) => {
             let message = format!("entrant {other} does not compute what entrant 0 computes");
@@ -91,10 +91,14 @@ pub fn same<'a>(graphs: &[&'a StageGraph]) -> Result<&'a StageGraph, Failure> {
     }
 }
 
-/// What is given, with its ids, and the shapes and types of what is returned.
-fn interface(graph: &StageGraph) -> (Vec<(TensorId, &Tensor)>, Vec<(&[usize], Dtype)>) {
-    let given = graph.with_role(Role::Input).chain(graph.with_role(Role::Weight)).collect();
-    (given, graph.with_role(Role::Output).map(|it| (it.1.shape.as_slice(), it.1.dtype)).collect())
+/// Whether both are given the same tensors under the same ids, and return results of the same shapes and types. A result has
+/// another id and another name where there are other stages.
+fn are_alike(a: &StageGraph, b: &StageGraph) -> bool {
+    let given = |role: Role| a.with_role(role).eq(b.with_role(role));
+    let returned = |it: &StageGraph| -> Vec<Tensor> {
+        it.with_role(Role::Output).map(|it| Tensor { name: String::new(), ..it.1.clone() }).collect()
+    };
+    given(Role::Input) && given(Role::Weight) && returned(a) == returned(b)
 }
 
 /// What gate V7 says of an entrant. `peak` and `bytes_peak`: see [`gaming::plausible`].

@@ -38,6 +38,7 @@ fn entrant(graph: &StageGraph, mr: usize) -> (Vec<u8>, Kernel) {
         nc: 8 * cpu.lanes,
         kc: 64,
         unroll: 4,
+        dot: kernelforge::plan::schedule::Dot::Fma,
         order: TileOrder::ColumnsOutside,
         pack_a: false,
         pack_b: PackB::Ahead,

@@ -59,7 +59,15 @@ fn planned(graph: &StageGraph, dot: Dot, pack_a: bool, cpu: &CpuFacts) -> Plan {
         StageOp::Attention { seq, .. } => {
             let (rows, vectors) = if cpu.vector_registers >= 32 { (6, 4) } else { (6, 2) };
             let mr = rows.min(seq);
-            Schedule::Attention(AttentionSchedule { row_block: 60 / mr * mr, mr, nr: vectors * lanes, lanes })
+            Schedule::Attention(AttentionSchedule {
+                row_block: 60 / mr * mr,
+                mr,
+                nr: vectors * lanes,
+                lanes,
+                unroll: 1,
+                pack_v: false,
+                softmax_rows: 1,
+            })
         }
         StageOp::LayerNorm { .. } | StageOp::RmsNorm { .. } => Schedule::Norm(NormSchedule { lanes, unroll: 4 }),
         _ => Schedule::Elementwise(ElementwiseSchedule { lanes, unroll: 4 }),
@@ -68,7 +76,8 @@ fn planned(graph: &StageGraph, dot: Dot, pack_a: bool, cpu: &CpuFacts) -> Plan {
         version: PLAN_VERSION,
         block: graph.block.clone(),
         target: "cpu".to_owned(),
-        provenance: Provenance { strategy: "test".to_owned(), trials: 0 },
+        provenance: Provenance::new("test"),
+        without: Vec::new(),
         stages: graph.stages.iter().map(|it| (it.name.clone(), schedule(&it.op))).collect(),
         shaders: Default::default(),
     }
