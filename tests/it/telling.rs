@@ -81,7 +81,7 @@ fn the_events_tell_what_is_cut_off_and_that_nothing_is_to_do() {
         r#""vectorize-layernorm", "tile-matmul""#,
     );
     let lines = events_of(&project, &["first"]);
-    assert!(at(&lines, "cut-off", "first@cpu:plan").is_some());
+    assert!(at(&lines, "cut-off", "first@cpu:compile").is_some());
     assert!(at(&lines, "finished", "first@cpu:ir").is_some_and(|it| lines[it]["unchanged"] == false));
     let kinds: Vec<_> =
         events_of(&project, &["first"]).iter().map(|it| it["event"].as_str().unwrap().to_owned()).collect();

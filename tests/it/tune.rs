@@ -242,12 +242,13 @@ fn a_language_model_proposes_and_a_build_replays_without_it() {
         }
         schedule
     };
-    let (good, illegal) = (with(json!({ "unroll": 4 })), with(json!({ "mr": 31 })));
+    let (good, illegal) =
+        (with(json!({ "unroll": if heuristic["unroll"] == 2 { 4 } else { 2 } })), with(json!({ "mr": 31 })));
     let unknown = with(json!({ "turbo": true }));
     let server = ChatServer::start(vec![
         Behaviour::Say("fn main() { std::process::exit(0) }".to_owned()),
         answer(&[illegal, unknown, good.clone(), json!("rm -rf /")]),
-        answer(&[with(json!({ "unroll": 1 }))]),
+        answer(&[with(json!({ "unroll": 8 }))]),
     ]);
     project.edit(
         "kernelforge.toml",

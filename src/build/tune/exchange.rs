@@ -186,3 +186,28 @@ fn measurements(outcome: &TrialOutcome) -> Vec<Measurement> {
     let of = |name: &str, value: f64, unit: &str| Measurement { name: name.to_owned(), value, unit: unit.to_owned() };
     vec![of("time", it.timing.median_ns, "ns"), of("relative", it.relative, ""), of("noise", it.noise, "")]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_trials_of_this_repository_can_be_imported() {
+        let file = File::read(include_bytes!("../../../benches/gpu/trials-h100.json")).unwrap();
+        assert_eq!(file.results.len(), 47);
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _) = crate::store::Store::open(folder.path()).unwrap();
+        let ledger = Ledger { store: &store };
+        let again = File::read(&serde_json::to_vec(&file).unwrap()).unwrap();
+        assert_eq!((again.import(&ledger).unwrap(), ledger.trials().len()), (47, 47));
+        assert_eq!(File::of(&ledger, |_| true).results.len(), 47);
+    }
+
+    #[test]
+    fn a_file_with_a_trial_that_cannot_be_is_refused_by_its_number() {
+        let mut file = File::read(include_bytes!("../../../benches/gpu/trials-h100.json")).unwrap();
+        file.results[2].fingerprint = "none".to_owned();
+        let refused = File::read(&serde_json::to_vec(&file).unwrap()).unwrap_err().to_string();
+        assert_eq!(refused, "trial 3: `fingerprint` is no digest");
+    }
+}
