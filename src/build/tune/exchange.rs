@@ -194,13 +194,13 @@ mod tests {
     #[test]
     fn the_trials_of_this_repository_can_be_imported() {
         let file = File::read(include_bytes!("../../../benches/gpu/trials-h100.json")).unwrap();
-        assert_eq!(file.results.len(), 47);
+        assert_eq!(file.results.len(), 85);
         let folder = tempfile::tempdir().unwrap();
         let (store, _) = crate::store::Store::open(folder.path()).unwrap();
         let ledger = Ledger { store: &store };
         let again = File::read(&serde_json::to_vec(&file).unwrap()).unwrap();
-        assert_eq!((again.import(&ledger).unwrap(), ledger.trials().len()), (47, 47));
-        assert_eq!(File::of(&ledger, |_| true).results.len(), 47);
+        assert_eq!((again.import(&ledger).unwrap(), ledger.trials().len()), (85, 85));
+        assert_eq!(File::of(&ledger, |_| true).results.len(), 85);
     }
 
     #[test]
