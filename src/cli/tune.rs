@@ -22,7 +22,6 @@ use crate::{
     manifest::{Strategy, Tuning},
     plan::{
         one_line, operation,
-        schedule::Schedule,
         stage::{Stage, StageGraph},
     },
     protocol::{
@@ -273,11 +272,7 @@ fn row(trial: &Trial) -> Vec<String> {
         TrialOutcome::Measured(it) => (duration(it.timing.median_ns), format!("{:.3} +-{:.3}", it.relative, it.noise)),
         TrialOutcome::Rejected(it) => ("refused".to_owned(), it.message.clone()),
     };
-    vec![format!("  {time}"), relative, trial.origin.clone(), schedule(&trial.schedule)]
-}
-
-fn schedule(schedule: &Schedule) -> String {
-    one_line(schedule)
+    vec![format!("  {time}"), relative, trial.origin.clone(), one_line(&trial.schedule)]
 }
 
 fn export(opened: &Opened, directory: &Path, path: &Path, as_json: bool) -> Result<Outcome, Error> {

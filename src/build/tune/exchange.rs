@@ -3,7 +3,7 @@
 //!
 //! What is imported is a place to start from. It has keys of its own, so no search takes it for a measurement of its own device.
 
-use super::ledger::{IMPORTED, Ledger};
+use super::ledger::Ledger;
 use crate::{
     plan::schedule::Schedule,
     protocol::tuning::{Measured, Refusal, TRIAL_VERSION, Trial, TrialOutcome},
@@ -150,7 +150,6 @@ impl File {
             let trial =
                 Trial { version: TRIAL_VERSION, schedule: it.configuration, origin: it.origin, outcome: it.outcome };
             let mut parts = KeyParts::new()
-                .with("step", IMPORTED)
                 .with("operation", it.signature)
                 .with("op", it.operation)
                 .with("device", it.fingerprint)

@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 pub const TRIAL: &str = "trial";
 const CHOICE: &str = "choice";
 pub const BEST: &str = "best";
-pub const IMPORTED: &str = "imported-trial";
+const IMPORTED: &str = "imported-trial";
 pub const EXCHANGE: &str = "llm-exchange";
 
 /// Whether a record is of a search, and of this build of kforge.

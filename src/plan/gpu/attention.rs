@@ -3,10 +3,7 @@
 use crate::{
     host::gpu::{GpuFacts, GpuFeature},
     manifest::spec::Dtype,
-    plan::{
-        constraint::{Knobs, Violation},
-        stage::StageOp,
-    },
+    plan::constraint::{Knobs, Violation},
 };
 use serde::{Deserialize, Serialize};
 
@@ -91,11 +88,6 @@ pub const SCORE_DEPTH: usize = 16;
 const ACCUMULATORS: usize = 192;
 
 impl AttentionShape {
-    pub fn of(op: &StageOp, dtype: Dtype) -> Option<Self> {
-        let StageOp::Attention { batch, seq, heads, kv_heads, head_dim, causal, scale } = *op else { return None };
-        Some(Self { batch, seq, heads, kv_heads, head_dim, causal, scale, dtype })
-    }
-
     /// Elements of q and of the result.
     fn elements(&self) -> usize {
         self.batch * self.seq * self.heads * self.head_dim

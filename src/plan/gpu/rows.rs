@@ -48,16 +48,6 @@ pub struct NormShape {
     pub dtype: Dtype,
 }
 
-impl NormShape {
-    pub fn of(op: &StageOp, dtype: Dtype) -> Option<Self> {
-        match *op {
-            StageOp::LayerNorm { rows, width, eps } => Some(Self { rows, columns: width, eps, centred: true, dtype }),
-            StageOp::RmsNorm { rows, width, eps } => Some(Self { rows, columns: width, eps, centred: false, dtype }),
-            _ => None,
-        }
-    }
-}
-
 /// Elements of a row that one invocation keeps in registers; longer rows are read again for every pass.
 const KEPT: usize = 64;
 
