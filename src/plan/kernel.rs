@@ -71,3 +71,15 @@ pub struct Kernel {
     /// Values with disjoint lifetimes share memory.
     pub placements: Vec<Placement>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The benchmark beside other engines is no part of the build, so nothing else would tell that it reads another version.
+    #[test]
+    fn the_benchmark_beside_peers_reads_this_version() {
+        let reader = include_str!("../../benches/peers/rust/src/description.rs");
+        assert!(reader.contains(&format!("const VERSION: u32 = {KERNEL_VERSION};")));
+    }
+}

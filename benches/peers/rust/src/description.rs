@@ -5,7 +5,7 @@ use crate::error::Error;
 use serde::Deserialize;
 use std::fs;
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// One pointer of an entry's argument table.
 #[derive(Clone, Copy, Deserialize)]
