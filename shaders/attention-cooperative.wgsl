@@ -430,6 +430,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) count:
 {% endif %}
         }
     }
+{% if not loop.last %}
     workgroupBarrier();
+{% endif %}
 {% endfor %}
 }

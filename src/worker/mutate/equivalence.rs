@@ -34,7 +34,7 @@ pub fn prove(
     if never_reached(subject, trial, function, line)? {
         return Ok(Some(Proof::NeverExecuted));
     }
-    let Some(reason) = reviewed(&subject.kernel.graph.block, id) else { return Ok(None) };
+    let Some(Review { reason, .. }) = reviewed(&subject.kernel.graph.block, id) else { return Ok(None) };
     let Some(mutant) = code::apply(subject.module, function, line, rule) else { return Ok(None) };
     let patch = assemble(&mutant.patch(&BTreeSet::from([function.to_owned()])))?;
     let mutant = LoadedKernel::load_patched(trial.object, &patch, subject.kernel.clone())?;
@@ -101,15 +101,26 @@ fn results(kernel: &LoadedKernel, subject: &Subject, trial: Trial) -> Result<Vec
 /// Units up to which all ranges of them are run.
 const FEW: usize = 8;
 
+/// A line of the reviewed list.
+pub struct Review {
+    pub reason: &'static str,
+    /// Results of 16 bits may differ by roundings.
+    pub rounded: bool,
+}
+
 /// The reviewed list's reason why `id` is no mistake.
-pub fn reviewed(block: &str, id: &str) -> Option<&'static str> {
+pub fn reviewed(block: &str, id: &str) -> Option<Review> {
     let full = format!("{block}/{id}");
     let lines = include_str!("equivalent.txt").lines().filter(|it| !it.starts_with('#'));
-    lines
-        .filter_map(|it| it.split_once(": "))
-        .find(|it| [id, &full].iter().any(|id| matches(it.0.trim(), id)))
-        .map(|it| it.1.trim())
+    lines.filter_map(|it| it.split_once(": ")).find_map(|(pattern, reason)| {
+        let exact = pattern.trim().trim_start_matches(ROUNDED);
+        let found = [id, &full].iter().any(|id| matches(exact, id));
+        found.then(|| Review { reason: reason.trim(), rounded: pattern.starts_with(ROUNDED) })
+    })
 }
+
+/// What begins a line of the list whose mutants change how results of 16 bits are rounded.
+const ROUNDED: char = '~';
 
 /// `*` stands for any text without `/`.
 fn matches(pattern: &str, id: &str) -> bool {

@@ -189,7 +189,7 @@ pub fn judge(built: &Built, trial: Trial, id: &str) -> Result<Judged, Failure> {
         let graph = matches!(mutation.body, Body::Graph(_));
         let mut judged = mutation.body.judge(subject, trial)?;
         if judged.fate == Fate::Survived {
-            let reviewed = || equivalence::reviewed(&subject.kernel.graph.block, id).map(str::to_owned);
+            let reviewed = || equivalence::reviewed(&subject.kernel.graph.block, id).map(|it| it.reason.to_owned());
             let proof = match code {
                 Some((function, line, rule)) => equivalence::prove(subject, trial, (&function, line, rule), id)?,
                 None if graph => reviewed().map(Proof::Reviewed),

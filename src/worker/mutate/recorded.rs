@@ -85,6 +85,10 @@ impl Candidate for Recorded<'_> {
         self.kernel.arithmetic()
     }
 
+    fn leaves_later_tokens_out(&self) -> bool {
+        self.kernel.leaves_later_tokens_out()
+    }
+
     fn prepare(&mut self) {
         self.kernel.prepare();
     }

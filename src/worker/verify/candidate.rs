@@ -49,6 +49,10 @@ pub trait Candidate: Tensors {
     fn blocks_are_stages(&self) -> bool {
         false
     }
+    /// Whether attention with a causal mask keeps tokens that a row does not see out of it even where they are not finite.
+    fn leaves_later_tokens_out(&self) -> bool {
+        true
+    }
     /// Overwrites values, outputs and working memory; leaves inputs, weights and packed weights. Where a type cannot hold a finite
     /// value, one that it can hold takes its place.
     fn poison(&mut self, value: f32);
@@ -144,6 +148,11 @@ impl Candidate for Compiled<'_> {
             Dot::Fma => Arithmetic::cpu(),
             Dot::Pairs => Arithmetic::cpu_pairs(),
         }
+    }
+
+    /// A tile's rows are multiplied up to the last key that its last row sees, with weights of 0.
+    fn leaves_later_tokens_out(&self) -> bool {
+        false
     }
 
     fn prepare(&mut self) {

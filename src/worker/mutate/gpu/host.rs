@@ -43,7 +43,8 @@ pub fn edits(program: &Program) -> Vec<Edited> {
                 });
             }
             push(format!("{name}/{at}/not-dispatched"), Some(name), "a dispatch is left out", &|it| {
-                it.stages[index].remove(at);
+                // Taken out, its shader would have no bindings and not compile.
+                edit_dispatch(it, index, at, |it| it.workgroups = [0; 3]);
             });
         }
         if steps.len() > 1 {

@@ -6,7 +6,13 @@ mod code;
 mod host;
 mod plans;
 
-use super::{Body, Mutation, equivalence, from_gates, from_verdict, judged, plans::pipelines, refused, stages};
+use super::{
+    Body, Mutation,
+    equivalence::{self, Review},
+    from_gates, from_verdict, judged,
+    plans::pipelines,
+    refused, stages,
+};
 use crate::{
     codegen::gpu::compile,
     device::gpu::{
@@ -22,9 +28,8 @@ use crate::{
     },
 };
 use kernelforge::{
-    digest::Digest,
     host::gpu::GpuFacts,
-    manifest::spec::{BlockSpec, Pass},
+    manifest::spec::{BlockSpec, Dtype, Pass},
     plan::{
         Plan,
         program::{Access, Binding, Buffer, Program, Scratch, Step},
@@ -170,11 +175,11 @@ pub fn judge(subject: &Subject, trial: Trial, id: &str) -> Result<Judged, Failur
         judged.fate = Fate::Equivalent { proof: Proof::NeverExecuted };
     }
     if judged.fate == Fate::Survived
-        && let Some(reason) = equivalence::reviewed(&subject.program.graph.block, id)
+        && let Some(Review { reason, rounded }) = equivalence::reviewed(&subject.program.graph.block, id)
     {
         // Other stages that mean the same need not compute the same bits; other code must.
         let same = match &sources {
-            Some(sources) => subject.results(trial, sources)? == subject.results(trial, subject.sources)?,
+            Some(sources) => subject.computes_the_same(trial, sources, rounded)?,
             None => graph,
         };
         if same {
@@ -290,20 +295,30 @@ impl Subject<'_> {
         Ok(!reached)
     }
 
-    /// Digests of the bits of everything that these shaders compute, on usual and on extreme numbers, in poisoned memory.
-    fn results(&self, trial: Trial, sources: &[String]) -> Result<Vec<Digest>, Failure> {
+    /// Whether these shaders compute what the original's do, all bits of it, or where `rounded`, but for how results of 16 bits are
+    /// rounded: on usual and on extreme numbers, in poisoned memory.
+    fn computes_the_same(&self, trial: Trial, sources: &[String], rounded: bool) -> Result<bool, Failure> {
+        let (mutant, original) = (self.results(trial, sources)?, self.results(trial, self.sources)?);
+        if mutant.escapes != original.escapes || mutant.tensors.len() != original.tensors.len() {
+            return Ok(false);
+        }
+        let mut tensors = mutant.tensors.iter().zip(&original.tensors);
+        Ok(tensors.all(|((_, a), (dtype, b))| match dtype {
+            Dtype::F16 | Dtype::Bf16 if rounded => is_rounding(a, b, *dtype),
+            _ => a.iter().map(|it| it.to_bits()).eq(b.iter().map(|it| it.to_bits())),
+        }))
+    }
+
+    fn results(&self, trial: Trial, sources: &[String]) -> Result<Results, Failure> {
         let gpu: Arc<Gpu> = Gpu::open(self.gpu, None)?;
         let loaded = LoadedProgram::load(&gpu, self.program.clone(), sources, Checks::On)?;
         let mut candidate = OnGpu::new(&loaded, true)?;
-        let mut digests = Vec::new();
+        let mut tensors = Vec::new();
         self.run_all(trial, &mut candidate, &mut |candidate, ids| {
-            for id in ids {
-                let bytes: Vec<u8> = candidate.tensor(*id).iter().flat_map(|it| it.to_bits().to_le_bytes()).collect();
-                digests.push(Digest::of(&bytes));
-            }
+            let dtype = |id: &TensorId| candidate.graph().tensor(*id).dtype;
+            tensors.extend(ids.iter().map(|id| (dtype(id), candidate.tensor(*id).to_vec())));
         })?;
-        digests.push(Digest::of(&[candidate.escapes().len() as u8]));
-        Ok(digests)
+        Ok(Results { tensors, escapes: candidate.escapes().len() })
     }
 
     /// Runs packing, the block and every stage on usual and on extreme numbers, in poisoned memory, and calls `look` after each with
@@ -334,5 +349,46 @@ impl Subject<'_> {
             }
         }
         candidate.failure().map_or(Ok(()), Err)
+    }
+}
+
+/// What shaders computed, tensor by tensor, and how often they left their buffers.
+struct Results {
+    tensors: Vec<(Dtype, Vec<f32>)>,
+    escapes: usize,
+}
+
+/// Of so many results of 16 bits one may be another after a change that rounding hides: its error is a quarter of a unit then.
+const ROUNDED_ONE_IN: usize = 4;
+
+/// Whether these differ by no more than roundings to a type of 16 bits: few of them, and those by one unit in the last place, of
+/// themselves or, where terms cancel, of what the others are like.
+fn is_rounding(a: &[f32], b: &[f32], dtype: Dtype) -> bool {
+    let differs = |it: &(&f32, &f32)| it.0.to_bits() != it.1.to_bits();
+    let differing: Vec<(&f32, &f32)> = a.iter().zip(b).filter(differs).collect();
+    let squares = |it: &[f32]| it.iter().map(|it| f64::from(*it).powi(2)).sum::<f64>();
+    let usual = (squares(b) / b.len().max(1) as f64).sqrt() as f32;
+    let unit = 2.0 * dtype.roundoff() as f32;
+    let beside = |(a, b): &(&f32, &f32)| (*a - *b).abs() <= unit * a.abs().max(b.abs()).max(usual);
+    a.len() == b.len() && differing.len() * ROUNDED_ONE_IN <= a.len() && differing.iter().all(beside)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rounding_is_one_unit_of_few_results() {
+        let original = vec![1.0; 64];
+        let with = |changes: &[f32]| [changes, &original[changes.len()..]].concat();
+        let is = |changes: &[f32]| is_rounding(&with(changes), &original, Dtype::F16);
+        let next = 1.0 + 2f32.powi(-10);
+        assert!(is(&[]) && is(&[next]) && is(&[next; 16]));
+        assert!(!is(&[next; 17]), "too many");
+        assert!(!is(&[1.0 + 2f32.powi(-9)]) && !is(&[f32::NAN]) && !is(&[-1.0]));
+        assert!(!is_rounding(&original[1..], &original, Dtype::F16));
+        // What nearly cancelled is as exact as the terms were.
+        let small = [&[1e-4], &original[1..]].concat();
+        assert!(is_rounding(&[&[4e-4], &original[1..]].concat(), &small, Dtype::F16));
     }
 }
