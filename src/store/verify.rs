@@ -108,6 +108,8 @@ impl Store {
                 }
             }
         }
+        // Records come in the order of their keys, which is no order for people.
+        outputs.values_mut().for_each(|it| it.sort());
         outputs
     }
 
