@@ -121,10 +121,11 @@ pub enum ActionKind {
     /// the references are evaluated once for all of its schedules; a schedule that wins goes through all gates of `verify`, on
     /// inputs that follow from its object. A failure of a gate names it ([`Failure::gate`]).
     Try { device: Device, threads: usize, seed: u64, shaders: BTreeMap<String, String> },
-    /// Measure several compiled kernels of one operation, or of one block, against each other for about `time_ms`. In: of
+    /// Measure several compiled kernels of one operation, or of one block, against each other, each for as long as `runs` runs
+    /// of the first one take ([`tuning::race_time`]). In: of
     /// entrant 0.. `object-0`, `kernel-0`, ... ([`tuning::entrant_object`]). Out: `race`. With `variants`, hand-written kernels run
     /// beside a matmul of f32 on a CPU: they do its product, without what follows it.
-    Race { device: Device, threads: usize, entrants: usize, time_ms: u64, variants: bool },
+    Race { device: Device, threads: usize, entrants: usize, runs: u32, variants: bool },
     /// Measure the hand-written matmuls and the generated one. In: `object`, `kernel` of a matmul block. Out: `benchmark`.
     BenchMatmul { cpu: crate::host::CpuFacts, threads: usize, time_ms: u64 },
     /// Print IR. Out: `text`. With `each`, a unified diff for every pass; without, the module before the passes.

@@ -10,6 +10,7 @@ use crate::{
         needs,
         plans::{self, Judged},
         report::terminal::duration,
+        tune::ledger,
     },
     store::{
         Store,
@@ -69,27 +70,38 @@ fn stats(directory: &Path, format: &Format) -> Result<Outcome, Error> {
     }
     let blobs = survey.blob_count();
     let rest = Count { files: blobs.files - needed.files, bytes: blobs.bytes - needed.bytes };
-    let (records, steps) = (store.records.len(), store.records.steps().len());
+    let steps = store.records.steps();
+    let searched = steps.iter().filter(|it| ledger::is_of_search(&it.step)).count();
+    let (records, steps) = (store.records.len(), steps.len() - searched);
     if format.json {
         print::json(&json!({
             "version": 1, "folder": store.dir(), "bytes": survey.bytes(),
             "blobs": blobs, "needed": needed, "rest": rest,
-            "records": { "count": records, "bytes": survey.records }, "steps": steps,
+            "records": { "count": records, "bytes": survey.records }, "steps": steps, "of-searches": searched,
             "out": survey.out, "tmp": survey.temporary, "corrupt": survey.corrupt,
         }))?;
     } else {
-        print::out(&stats_text(&survey, needed, rest, (records, steps)))?;
+        print::out(&stats_text(&survey, needed, rest, (records, steps, searched)))?;
     }
     Ok(Outcome::Done)
 }
 
-fn stats_text(survey: &Survey, needed: Count, rest: Count, (records, steps): (usize, usize)) -> String {
+fn stats_text(
+    survey: &Survey,
+    needed: Count,
+    rest: Count,
+    (records, steps, searched): (usize, usize, usize),
+) -> String {
+    let of = match searched {
+        0 => format!("of {steps} steps"),
+        _ => format!("of {steps} steps, and {searched} of searches"),
+    };
     let row = |name: &str, count: Count| vec![name.to_owned(), count.files.to_string(), size(count.bytes)];
     let rows = [
         row("blobs", survey.blob_count()),
         row("  that the manifests need", needed),
         row("  others", rest),
-        row(&format!("records (of {steps} steps)"), Count { files: records as u64, bytes: survey.records }),
+        row(&format!("records ({of})"), Count { files: records as u64, bytes: survey.records }),
         row("files in out/", survey.out),
         row("files in tmp/", survey.temporary),
         row("files in corrupt/", survey.corrupt),

@@ -4,7 +4,8 @@ use super::{error::Error, print};
 use crate::{
     build::{
         engine::{action::Workspace, devices::Finder},
-        graph::{self, BlockTarget, Graph, Rules, Step, StepId, StepKind},
+        graph::{self, BlockTarget, EnvironmentLlm, Graph, Rules, Step, StepId, StepKind},
+        search::llm::LlmSettings,
         tune::ledger::Ledger,
     },
     host::{CpuFacts, Device},
@@ -17,6 +18,7 @@ use crate::{
 use globset::Glob;
 use std::{
     collections::BTreeMap,
+    env,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -90,7 +92,9 @@ impl Opened {
 
     fn of(project: Project, sources: Sources, store: Store, (blocks, origins): Targeted, cpu: CpuFacts) -> Self {
         let (corpus, shaders) = (project.cases.clone(), project.shaders.clone());
-        let mut rules = Rules { corpus, shaders, ..Rules::default() };
+        let access = LlmSettings::default().resolve(|name| env::var(name).ok());
+        let llm = EnvironmentLlm { model: access.model.map(|it| it.value), endpoint: access.endpoint.is_some() };
+        let mut rules = Rules { corpus, shaders, llm, ..Rules::default() };
         rules.best = Ledger { store: &store }.best_digests(&blocks);
         let graph = graph::plan_build(&blocks, &rules);
         Self { project, sources, store, cpu, rules, blocks, origins, graph }

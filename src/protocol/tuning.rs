@@ -3,6 +3,7 @@
 use super::{Ceilings, Clock, FailureKind, Gate, GateResult, Timing};
 use crate::plan::schedule::Schedule;
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 pub const TRIAL_VERSION: u32 = 1;
 
@@ -71,6 +72,17 @@ impl Trial {
     }
 }
 
+/// Milliseconds of a race for each entrant, at least and at most.
+const RACE_MS: [f64; 2] = [25.0, 600.0];
+
+/// How long a race goes on for each entrant, where one run takes so many nanoseconds.
+pub fn race_time(run_ns: f64, runs: u32) -> Duration {
+    let [least, most] = RACE_MS;
+    let ms = run_ns * f64::from(runs) / 1e6;
+    // A time that is no number is none.
+    Duration::from_secs_f64(if ms.is_finite() { ms.clamp(least, most) } else { least } / 1e3)
+}
+
 /// What a race of several compiled kernels of one operation, or of one block, found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -86,11 +98,10 @@ pub struct Race {
 }
 
 impl Race {
-    /// By how much the canaries differ, as a share: of arithmetic or of memory, whichever moved more.
-    pub fn drift(&self) -> f64 {
-        let [before, after] = &self.canaries;
-        let share = |a: f64, b: f64| if a > 0.0 && b > 0.0 { (a / b).max(b / a) - 1.0 } else { 0.0 };
-        share(before.gflops, after.gflops).max(share(before.gigabytes_per_s, after.gigabytes_per_s))
+    /// By how much the canaries differ, as a share: those of memory where that is what bounds the entrants, else those of arithmetic.
+    pub fn drift(&self, by_memory: bool) -> f64 {
+        let [before, after] = self.canaries.each_ref().map(|it| if by_memory { it.gigabytes_per_s } else { it.gflops });
+        if before > 0.0 && after > 0.0 { (before / after).max(after / before) - 1.0 } else { 0.0 }
     }
 }
 

@@ -45,7 +45,7 @@ pub fn attempt(
     compiled(&tries::on_gpu(request, gpu, own, Some(inputs.cas))?)
 }
 
-pub fn race(inputs: &Inputs<'_>, gpu: &GpuFacts, entrants: usize, time_ms: u64) -> Result<Blobs, Failure> {
+pub fn race(inputs: &Inputs<'_>, gpu: &GpuFacts, entrants: usize, runs: u32) -> Result<Blobs, Failure> {
     let entrants = inputs.entrants::<Program>(entrants)?.into_iter().map(|(object, program)| {
         let sources = serde_json::from_slice::<Vec<String>>(&object);
         let sources = sources.map_err(|error| {
@@ -55,7 +55,7 @@ pub fn race(inputs: &Inputs<'_>, gpu: &GpuFacts, entrants: usize, time_ms: u64) 
     });
     let entrants = entrants.collect::<Result<Vec<_>, Failure>>()?;
     let gpu = Gpu::open(gpu, Some(inputs.cas))?;
-    Ok(one(blob::RACE, json(&measure::gpu::race::race(&gpu, &entrants, time_ms)?)?))
+    Ok(one(blob::RACE, json(&measure::gpu::race::race(&gpu, &entrants, runs)?)?))
 }
 
 pub fn verify(

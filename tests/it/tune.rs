@@ -61,6 +61,11 @@ fn a_larger_budget_tries_the_difference_and_equal_operations_share_their_trials(
     assert!(before.len() == 6 && after.len() == 10 && before.is_subset(&after), "{before:?} {after:?}");
     assert_eq!(random("again", "10"), (10, 0), "another block has the same operation");
     assert_eq!(random("other", "6"), (6, 6));
+    let stats = project.done(&["cache", "stats", "--json"]).json();
+    assert!(
+        stats["steps"] == 6 && stats["of-searches"].as_u64() >= Some(16),
+        "an ir and a plan of three blocks: {stats}"
+    );
     // Another strategy knows what this one tried, where both propose the same.
     let grid = counted(&tune(&project, &["first", "--strategy", "grid", "--trials", "6"]));
     assert!(grid.0 == 6 && grid.1 <= 5, "the heuristic's own trial is known: {grid:?}");
@@ -289,4 +294,51 @@ fn without_a_language_model_the_heuristic_stands_in_and_the_plan_says_so() {
     assert!(remarks.contains("llm: ") && remarks.contains("the heuristic stands in"), "{remarks}");
     let text = project.done(&["tune", "first", "--strategy", "llm", "--trials", "4"]).stdout;
     assert!(text.contains("the heuristic stands in"), "{text}");
+}
+
+#[test]
+fn what_the_quick_gates_let_pass_and_all_gates_reject_is_refused_for_good() {
+    let project = Project::new();
+    project.edit("kernelforge.toml", "[pipeline.default]", "[target.gpu]\nbackend = \"gpu\"\n\n[pipeline.default]");
+    project.build(&["first@gpu"]);
+    let plan = project.path(".kforge-cache/out/first@gpu/plan.json");
+    let plan: Value = serde_json::from_slice(&fs::read(plan).unwrap()).unwrap();
+    let (stage, heuristic) = plan["stages"].as_object().unwrap().iter().next().unwrap();
+    // A template that is slow as the heuristic would have it, and fast otherwise, but wrong for rows of large numbers, which the
+    // quick gates do not draw.
+    let shaders = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
+    let norm = fs::read_to_string(shaders.join("norm.wgsl")).unwrap();
+    let factor = "let factor = inverse_root_1(variance + {{ eps }});";
+    assert!(norm.contains(factor));
+    let spoilt = format!(
+        "var factor = inverse_root_1(variance + {{{{ eps }}}});\n{{% if width == {} and vector == {} %}}\n    var waste = variance;\n    \
+         for (var i = 0u; i < 60000u; i += 1u) {{ waste = waste * 0.999 + 1e-30; }}\n    factor = select(factor, 0.0, waste > 1e30);\n\
+         {{% else %}}\n    factor = select(factor, 0.0, variance > 1e12);\n{{% endif %}}",
+        heuristic["width"], heuristic["vector"]
+    );
+    fs::create_dir(project.path("shaders")).unwrap();
+    fs::write(project.path("shaders/norm.wgsl"), norm.replace(factor, &spoilt)).unwrap();
+
+    let search = tune(&project, &["first@gpu", "--strategy", "random", "--trials", "8"]);
+    let winner = &search["operations"][0]["winner"];
+    assert!(winner["relative"].as_f64() < Some(0.9) && winner["schedule"] != *heuristic, "{search}");
+    let rejected = search["rejected"].to_string();
+    assert!(rejected.contains(stage.as_str()) && rejected.contains("large"), "{rejected}");
+    assert_eq!((&search["plan"]["stages"][stage], &search["relative"]), (heuristic, &json!(1.0)), "{search}");
+    let refused = |trials: &[Value]| -> Vec<Value> {
+        let of = |it: &&Value| it["outcome"]["rejected"]["gate"] == "v2-bound";
+        trials.iter().filter(of).map(|it| it["schedule"].clone()).collect()
+    };
+    let tried = trials(&project, "first@gpu");
+    assert_eq!(refused(&tried), [winner["schedule"].clone()], "{tried:?}");
+
+    // Another search knows of it, and the next one that is as wrong takes its place and its end.
+    let again = tune(&project, &["first@gpu", "--strategy", "random", "--trials", "9"]);
+    assert_eq!(counted(&again), (9, 1));
+    assert!(again["operations"][0]["winner"]["schedule"] != winner["schedule"], "{again}");
+    let tried = trials(&project, "first@gpu");
+    let refused = refused(&tried);
+    assert!(refused.len() == 2 && refused.contains(&winner["schedule"]), "{tried:?}");
+    let best = project.done(&["cache", "plans", "--json"]).json();
+    assert_eq!(best["best"], json!([]), "only what was verified is kept");
 }

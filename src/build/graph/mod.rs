@@ -19,7 +19,7 @@ pub mod why;
 pub use crate::store::{key::KeyParts, outputs::Outputs};
 pub use stale::StaleReason;
 pub use status::{Built, Damage, Decision, History, Recorded};
-pub use steps::{BlockTarget, Rules, plan_build};
+pub use steps::{BlockTarget, EnvironmentLlm, Rules, plan_build};
 
 use crate::digest::Digest;
 use serde::Serialize;

@@ -8,7 +8,7 @@ use crate::{
     digest::Digest,
     host::Device,
     manifest::{
-        Strategy, Tuning,
+        Llm, Strategy, Tuning,
         spec::{BlockSpec, Pass},
     },
     protocol::{blob, corpus::Case, recipe},
@@ -49,11 +49,23 @@ pub struct Rules {
     /// The best known schedules of a device and a number of threads, where there are some, by digest: what plans of the heuristic
     /// depend on.
     pub best: BTreeMap<(Digest, usize), Digest>,
+    /// What the environment says of a language model.
+    pub llm: EnvironmentLlm,
+}
+
+/// What the environment says of a language model, instead of the manifest. Another model makes other plans; so does none, and a
+/// plan that was made without one must not outlive the moment when there is one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EnvironmentLlm {
+    pub model: Option<String>,
+    /// Whether it names an endpoint. Which one decides nothing.
+    pub endpoint: bool,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { seed: 1, benchmark_ms: 500, corpus: Vec::new(), shaders: BTreeMap::new(), best: BTreeMap::new() }
+        let (corpus, shaders, best) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        Self { seed: 1, benchmark_ms: 500, corpus, shaders, best, llm: EnvironmentLlm::default() }
     }
 }
 
@@ -102,7 +114,7 @@ pub fn plan_build(blocks: &[BlockTarget], rules: &Rules) -> Graph {
             .with("target", &target)
             .with("threads", threads);
         if block.tuning.strategy.searches() {
-            searched(&mut own, &block.tuning);
+            searched(&mut own, &block.tuning, &rules.llm);
             own.set("seed", rules.seed.to_string());
             own.extend(&spec);
             own.set_fields("passes", &block.passes);
@@ -161,7 +173,7 @@ fn params(kind: StepKind, recipe: &Digest) -> KeyParts {
 }
 
 /// What a searched plan depends on beside the operations: the budget, and all that a trial's verdict and time depend on.
-fn searched(own: &mut KeyParts, tuning: &Tuning) {
+fn searched(own: &mut KeyParts, tuning: &Tuning, environment: &EnvironmentLlm) {
     let recipes = [
         ("compile", recipe::COMPILE),
         ("verify", recipe::VERIFY),
@@ -178,7 +190,10 @@ fn searched(own: &mut KeyParts, tuning: &Tuning) {
         own.set("tuning.time-ms", time.to_string());
     }
     if tuning.strategy == Strategy::Llm {
-        own.set_fields("tuning.llm", &tuning.llm);
+        let has_endpoint = environment.endpoint || tuning.llm.endpoint.is_some();
+        let model = environment.model.clone().or_else(|| tuning.llm.model.clone());
+        own.set_fields("tuning.llm", &Llm { endpoint: None, model, ..tuning.llm.clone() });
+        own.set("tuning.llm.endpoint", if has_endpoint { "known" } else { "none" });
     }
 }
 

@@ -3,11 +3,11 @@
 
 use super::{
     Progress, Stop,
-    lab::{Bench, Raced, Work},
-    ledger::{Best, Ledger, On, Scope, recipe_digest},
-    operation::{Budget, Found, HEURISTIC, Search, Winner, best_of},
+    lab::{self, Bench, Work},
+    ledger::{Ledger, On, Scope},
+    operation::{Budget, FINAL_RUNS, Found, HEURISTIC, Search, Winner, best_of},
     pool::{self, Pool},
-    proposers,
+    proposers, time,
 };
 use crate::{
     build::{
@@ -29,11 +29,8 @@ use crate::{
         stage::{Stage, StageGraph},
     },
     protocol::{
-        ActionKind, Blobs, Failure, FailureKind,
-        audit::Audit,
-        audit::Ruling,
-        blob,
-        tuning::{Measured, Refusal, TrialOutcome},
+        ActionKind, Blobs, Failure, blob,
+        tuning::{Measured, TrialOutcome},
     },
     store::Store,
 };
@@ -46,6 +43,10 @@ use std::{
 
 /// Schedules of other devices that a search begins with.
 const TRANSFERRED: usize = 8;
+
+/// A block without one of its fusions, and with heuristic schedules, that takes more than this share of the fastest one's time is not
+/// searched: no search has found as much.
+const STILL_WORTHWHILE: f64 = 1.1;
 
 /// All that a search needs beside the block.
 pub struct Context<'a> {
@@ -89,17 +90,28 @@ impl Tuned {
 }
 
 /// The block with some of its fusions.
-struct Variant {
-    without: Vec<Pass>,
-    ir: Blobs,
-    graph: StageGraph,
+pub(super) struct Variant {
+    pub(super) without: Vec<Pass>,
+    pub(super) ir: Blobs,
+    pub(super) graph: StageGraph,
+}
+
+/// An operation of the block, before it is searched.
+struct Prepared<'a> {
+    scope: Scope,
+    bench: Bench<'a>,
+    operation: lab::Operation,
+    problem: Problem,
+    /// One that is this operation, and how many are.
+    stage: &'a str,
+    stages: usize,
 }
 
 /// An operation of the block, and what was found.
-struct Searched {
-    signature: Digest,
-    scope: Scope,
-    winner: Winner,
+pub(super) struct Searched {
+    pub(super) signature: Digest,
+    pub(super) scope: Scope,
+    pub(super) winner: Winner,
 }
 
 /// Searches. `ir` is what the step of this name made of the block.
@@ -117,12 +129,12 @@ pub fn tune(
     })
 }
 
-struct Tuner<'a> {
-    context: &'a Context<'a>,
-    block: &'a BlockTarget,
+pub(super) struct Tuner<'a> {
+    pub(super) context: &'a Context<'a>,
+    pub(super) block: &'a BlockTarget,
     origins: &'a BTreeMap<String, Origin>,
     pool: &'a Pool,
-    ledger: Ledger<'a>,
+    pub(super) ledger: Ledger<'a>,
     observe: &'a dyn Fn(&Progress<'_>),
 }
 
@@ -133,10 +145,9 @@ impl Tuner<'_> {
 
     fn run(&self, ir: Blobs) -> Result<Tuned, Stop> {
         let until = self.tuning().time_ms.map(|it| Instant::now() + Duration::from_millis(it));
-        let variants = self.variants(ir)?;
+        let variants = self.worthwhile(self.variants(ir)?)?;
         let (operations, searched) = self.operations(&variants, until)?;
-        let heuristic = self.plan(&variants[0], &|_| None);
-        let mut plans: Vec<(Plan, &Variant)> = vec![(heuristic, &variants[0])];
+        let mut plans = vec![(self.heuristics(&variants[0]), &variants[0])];
         for variant in &variants {
             let plan = self.plan(variant, &|stage| winner(&searched, &variant.graph, stage));
             if !plans.iter().any(|it| it.0.stages == plan.stages && it.0.without == plan.without) {
@@ -152,6 +163,10 @@ impl Tuner<'_> {
         tuned.operations = operations;
         self.verify(&mut tuned, &searched)?;
         Ok(tuned)
+    }
+
+    pub(super) fn heuristics(&self, variant: &Variant) -> Plan {
+        self.plan(variant, &|_| None)
     }
 
     /// As the pipeline says first; then, each with one fusion less, where that makes other stages.
@@ -179,60 +194,96 @@ impl Tuner<'_> {
         Ok(variants)
     }
 
-    fn ir(&self, without: &[Pass]) -> Result<Blobs, Stop> {
+    /// Those whose operations are worth searching: the pipeline's own, and what the heuristic's plans of are not much slower than
+    /// the fastest.
+    fn worthwhile(&self, variants: Vec<Variant>) -> Result<Vec<Variant>, Stop> {
+        if variants.len() < 2 {
+            return Ok(variants);
+        }
+        let plans: Vec<(Plan, &Variant)> = variants.iter().map(|it| (self.heuristics(it), it)).collect();
+        let (scope, compared) = self.comparison(&plans, "fusions");
+        let relative: Vec<Option<f64>> = match self.ledger.choice(&scope, &compared) {
+            Some(known) => known,
+            None => {
+                let measured = self.race(&plans)?.into_iter();
+                let relative = measured.map(|it| it.map(|it| it.relative)).collect();
+                self.ledger.record_choice(&scope, &compared, &relative)?;
+                relative
+            }
+        };
+        let best = relative.iter().flatten().copied().fold(1.0, f64::min);
+        // Where the time is limited, operations of other forms of the block take it from those of the best one.
+        let most = if self.tuning().time_ms.is_some() { best } else { best * STILL_WORTHWHILE };
+        let keep = |index: usize| index == 0 || relative.get(index).copied().flatten().is_some_and(|it| it <= most);
+        Ok(variants.into_iter().enumerate().filter(|it| keep(it.0)).map(|it| it.1).collect())
+    }
+
+    pub(super) fn ir(&self, without: &[Pass]) -> Result<Blobs, Stop> {
         let passes = self.block.passes.iter().filter(|it| !without.contains(it)).copied().collect();
         let (name, block, origins) = (self.block.name.clone(), self.block.spec.clone(), self.origins.clone());
-        self.action(ActionKind::Ir { name, block, passes, origins }, Blobs::new(), StepKind::Ir)?.map_err(Stop::Failed)
+        let ir = ActionKind::Ir { name, block, passes, origins };
+        self.action(request(ir, Blobs::new(), StepKind::Ir))?.map_err(Stop::Failed)
     }
 
     /// One action of a step. The inner error is the action's.
-    fn action(&self, kind: ActionKind, inputs: Blobs, like: StepKind) -> Result<Result<Blobs, Failure>, Stop> {
-        let limits = with_driver(limits(like), &kind);
-        Ok(self.pool.one(Request { kind, inputs, limits })?.map(|it| it.outputs))
+    pub(super) fn action(&self, request: Request) -> Result<Result<Blobs, Failure>, Stop> {
+        Ok(self.pool.one(request)?.map(|it| it.outputs))
     }
 
-    fn read<T: DeserializeOwned>(&self, blobs: &Blobs, name: &str) -> Result<T, Stop> {
+    pub(super) fn read<T: DeserializeOwned>(&self, blobs: &Blobs, name: &str) -> Result<T, Stop> {
         let digest = blobs.get(name).ok_or_else(|| Stop::defect(format!("there is no `{name}`")))?;
         let bytes = self.context.store.cas.get(digest).map_err(Stop::unreadable)?;
         serde_json::from_slice(&bytes).map_err(|error| Stop::defect(format!("`{name}`: {error}")))
     }
 
-    /// Searches every operation of all variants, those with most to compute first: what is left of the time is the others'.
+    /// Searches every operation of all variants, those first that have most to gain. Where the time is limited, each has the more
+    /// of it the more that is.
     fn operations(&self, variants: &[Variant], until: Option<Instant>) -> Result<(Vec<Found>, Vec<Searched>), Stop> {
-        let mut operations: Vec<(Digest, StageGraph, &Stage, usize)> = Vec::new();
+        let mut prepared: Vec<Prepared<'_>> = Vec::new();
         for variant in variants {
             for stage in variant.graph.stages.iter().filter(|it| it.scheduled) {
                 let graph = operation::isolate(&variant.graph, stage);
                 let signature = operation::signature(&graph);
-                match operations.iter_mut().find(|it| it.0 == signature) {
+                match prepared.iter_mut().find(|it| it.scope.signature == signature) {
                     // Stages of the pipeline's own variant are counted.
-                    Some(known) if variant.without.is_empty() => known.3 += 1,
+                    Some(known) if variant.without.is_empty() => known.stages += 1,
                     Some(_) => {}
-                    None => operations.push((signature, graph, stage, 1)),
+                    None => prepared.push(self.prepare(signature, graph, stage)?),
                 }
             }
         }
-        operations.sort_by_key(|it| std::cmp::Reverse(it.1.flops()));
-        let (count, mut found, mut searched) = (operations.len(), Vec::new(), Vec::new());
-        for (index, (signature, graph, stage, stages)) in operations.into_iter().enumerate() {
-            let share = u32::try_from(count - index).unwrap_or(1);
-            let until = until.map(|it| Instant::now() + it.saturating_duration_since(Instant::now()) / share);
-            let scope = Scope::new((signature, &stage.op), On::of(self.block));
-            let one = self.operation((&scope, graph), &stage.name, (index + 1, count), until)?;
-            searched.push(Searched { signature, scope, winner: one.winner.clone() });
-            found.push(Found { stages, ..one });
+        prepared.sort_by_key(|it| std::cmp::Reverse(it.operation.graph.flops()));
+        let count = prepared.len();
+        let mut begun = Vec::with_capacity(count);
+        for (index, it) in prepared.iter().enumerate() {
+            let begins = self.search(it, (index + 1, count)).begin()?;
+            begun.push((begins.gain() * it.stages as f64, it, begins));
+        }
+        begun.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let gains: Vec<f64> = begun.iter().map(|it| it.0).collect();
+        let until = until.map(|it| {
+            let now = Instant::now();
+            now + time::of_operations(it.saturating_duration_since(now))
+        });
+        let (mut found, mut searched) = (Vec::new(), Vec::new());
+        for (index, (_, prepared, begun)) in begun.into_iter().enumerate() {
+            let until = until.map(|it| {
+                let now = Instant::now();
+                now + time::of_first(it.saturating_duration_since(now), &gains[index..])
+            });
+            let budget = Budget { trials: self.tuning().trials, until };
+            let mut proposer = proposers::proposer(self.tuning(), &prepared.problem, self.context)?;
+            let one = self.search(prepared, (index + 1, count)).finish(begun, &mut *proposer, budget)?;
+            let scope = prepared.scope.clone();
+            searched.push(Searched { signature: scope.signature, scope, winner: one.winner.clone() });
+            found.push(Found { stages: prepared.stages, ..one });
         }
         Ok((found, searched))
     }
 
-    fn operation(
-        &self,
-        (scope, graph): (&Scope, StageGraph),
-        stage: &str,
-        number: (usize, usize),
-        until: Option<Instant>,
-    ) -> Result<Found, Stop> {
+    fn prepare<'s>(&'s self, signature: Digest, graph: StageGraph, stage: &'s Stage) -> Result<Prepared<'s>, Stop> {
         let BlockTarget { device, threads, hybrid_softmax, tuning, .. } = self.block;
+        let scope = Scope::new((signature, &stage.op), On::of(self.block));
         let bench = self.bench(&graph);
         let operation = bench.operation(graph)?;
         let heuristic = search::heuristics(&operation.graph, (device, *hybrid_softmax)).remove(operation::NAME);
@@ -242,16 +293,16 @@ impl Tuner<'_> {
             threads: *threads,
             hybrid_softmax: *hybrid_softmax,
             heuristic: heuristic.ok_or_else(|| Stop::defect("the heuristic proposes nothing".to_owned()))?,
-            seeds: self.ledger.transferred(scope, TRANSFERRED),
+            seeds: self.ledger.transferred(&scope, TRANSFERRED),
             seed: tuning.seed,
             shaders: self.context.rules.shaders.clone(),
         };
-        let mut proposer = proposers::proposer(tuning, &problem, self.context)?;
-        let budget = Budget { trials: tuning.trials, until };
-        let (ledger, observe) = (self.ledger, self.observe);
-        let search =
-            Search { bench: &bench, ledger, scope, operation: &operation, problem: &problem, stage, number, observe };
-        search.run(&mut *proposer, budget)
+        Ok(Prepared { scope, bench, operation, problem, stage: &stage.name, stages: 1 })
+    }
+
+    fn search<'s>(&'s self, it: &'s Prepared<'s>, number: (usize, usize)) -> Search<'s> {
+        let Prepared { scope, bench, operation, problem, stage, .. } = it;
+        Search { bench, ledger: self.ledger, scope, operation, problem, stage, number, observe: self.observe }
     }
 
     fn bench<'b>(&'b self, graph: &StageGraph) -> Bench<'b> {
@@ -267,7 +318,7 @@ impl Tuner<'_> {
     }
 
     /// The plan of a variant with the heuristic's schedules, but for those stages that something better was found for.
-    fn plan(&self, variant: &Variant, better: &dyn Fn(&Stage) -> Option<Winner>) -> Plan {
+    pub(super) fn plan(&self, variant: &Variant, better: &dyn Fn(&Stage) -> Option<Winner>) -> Plan {
         let BlockTarget { name, target, device, hybrid_softmax, .. } = self.block;
         let mut stages = search::heuristics(&variant.graph, (device, *hybrid_softmax));
         let mut plan =
@@ -301,15 +352,11 @@ impl Tuner<'_> {
         if others.is_empty() {
             return Ok(tuned(&first.0, first.1));
         }
-        let texts = plans.iter().map(|it| serde_json::to_string(&(&it.0.stages, &it.0.without)).unwrap_or_default());
-        let compared = Digest::of(texts.collect::<Vec<_>>().join("\n").as_bytes());
-        let signature = operation::signature(&first.1.graph);
-        let whole = serde_json::json!({ "op": "block", "name": self.block.name });
-        let scope = Scope::new((signature, &whole), On::of(self.block));
+        let (scope, compared) = self.comparison(&plans, "plans");
         let chosen: Chosen = match self.ledger.choice(&scope, &compared) {
             Some(chosen) => chosen,
             None => {
-                let chosen = self.race(&plans)?;
+                let chosen = best_plan(self.race(&plans)?)?;
                 self.ledger.record_choice(&scope, &compared, &chosen)?;
                 chosen
             }
@@ -323,7 +370,17 @@ impl Tuner<'_> {
         })
     }
 
-    fn race(&self, plans: &[(Plan, &Variant)]) -> Result<Chosen, Stop> {
+    /// Under what a comparison of these plans is kept.
+    fn comparison(&self, plans: &[(Plan, &Variant)], what: &str) -> (Scope, Digest) {
+        let texts = plans.iter().map(|it| serde_json::to_string(&(&it.0.stages, &it.0.without)).unwrap_or_default());
+        let compared = Digest::of([what.to_owned()].into_iter().chain(texts).collect::<Vec<_>>().join("\n").as_bytes());
+        let whole = serde_json::json!({ "op": "block", "name": self.block.name });
+        let signature = plans.first().map(|it| operation::signature(&it.1.graph)).unwrap_or(compared);
+        (Scope::new((signature, &whole), On::of(self.block)), compared)
+    }
+
+    /// Measures the plans whole, against the first. `None`: it is no plan to choose.
+    fn race(&self, plans: &[(Plan, &Variant)]) -> Result<Vec<Option<Measured>>, Stop> {
         (self.observe)(&Progress {
             what: "the whole block",
             operation: (1, 1),
@@ -332,173 +389,53 @@ impl Tuner<'_> {
             best: 1.0,
             seconds: 0.0,
         });
-        let bench = self.bench(&plans[0].1.graph);
         let mut compiled: Vec<(usize, Blobs)> = Vec::new();
-        for (index, (plan, variant)) in plans.iter().enumerate() {
-            match self.compile(plan, variant)? {
+        for (index, done) in self.compile(plans)?.into_iter().enumerate() {
+            match done {
                 Ok(blobs) => compiled.push((index, blobs)),
                 Err(failure) if index == 0 => return Err(Stop::Failed(failure)),
-                Err(_) => {} // not a plan to choose
+                Err(_) => {}
             }
         }
-        let (_, reference) = compiled.first().ok_or_else(|| Stop::defect("no plan was compiled".to_owned()))?;
-        let measured = |raced: &Raced| match &raced.reference {
-            Some(TrialOutcome::Measured(it)) => Ok(it.clone()),
-            _ => Err(Stop::defect("the heuristic's plan was not measured".to_owned())),
+        let no_plan = || Stop::defect("no plan was compiled".to_owned());
+        let (_, reference) = compiled.first().ok_or_else(no_plan)?;
+        let bench = self.bench(&plans.first().ok_or_else(no_plan)?.1.graph);
+        let measured = |outcome: TrialOutcome| match outcome {
+            TrialOutcome::Measured(it) => Some(it),
+            TrialOutcome::Rejected(_) => None,
         };
-        let first: Measured = measured(&bench.race(reference, &[], (0.0, false))?)?;
         let others: Vec<&Blobs> = compiled.iter().skip(1).map(|it| &it.1).collect();
-        let raced = bench.race(reference, &others, (first.timing.median_ns * 2.0, false))?;
-        let heuristic_ns = raced.reference.as_ref().map_or(first.timing.median_ns, |it| match it {
-            TrialOutcome::Measured(it) => it.timing.median_ns,
-            TrialOutcome::Rejected(_) => first.timing.median_ns,
+        let raced = bench.race(reference, &others, (FINAL_RUNS, false))?;
+        let mut all: Vec<Option<Measured>> = plans.iter().map(|_| None).collect();
+        // Where one plan ended the race for all, each ran alone with the first.
+        all[0] = match raced.reference {
+            Some(it) => measured(it),
+            None => bench.race(reference, &[], (FINAL_RUNS, false))?.reference.and_then(measured),
+        };
+        for ((index, _), outcome) in compiled.iter().skip(1).zip(raced.outcomes) {
+            all[*index] = measured(outcome);
+        }
+        Ok(all)
+    }
+
+    /// Compiles these, side by side; each inner error is that plan's own.
+    fn compile(&self, plans: &[(Plan, &Variant)]) -> Result<Vec<Result<Blobs, Failure>>, Stop> {
+        let requests = plans.iter().map(|(plan, variant)| {
+            let stages = variant.ir.get(blob::STAGES).ok_or_else(|| Stop::defect("no stages".to_owned()))?;
+            self.compile_request(plan, *stages)
         });
-        let stays = Chosen { plan: 0, relative: 1.0, block_ns: heuristic_ns, heuristic_ns };
-        let indices = compiled.iter().skip(1).map(|it| it.0);
-        let best = best_of(indices.zip(raced.outcomes), (1.0, 0.0));
-        Ok(best.map_or(stays, |(plan, it)| Chosen {
-            plan,
-            relative: it.relative,
-            block_ns: it.timing.median_ns,
-            heuristic_ns,
-        }))
+        let requests = requests.collect::<Result<Vec<_>, Stop>>()?;
+        let plans: Vec<Option<Digest>> = requests.iter().map(|it| it.inputs.get(blob::PLAN).copied()).collect();
+        let replies = self.pool.all(requests).into_iter().zip(plans);
+        replies.map(|(reply, plan)| Ok(reply?.map(|done| with_plan(done.outputs, plan)))).collect()
     }
 
-    fn compile(&self, plan: &Plan, variant: &Variant) -> Result<Result<Blobs, Failure>, Stop> {
+    pub(super) fn compile_request(&self, plan: &Plan, stages: Digest) -> Result<Request, Stop> {
         let shaders = templates::of_plan(plan, &self.context.rules.shaders).map_err(|it| Stop::Failed(it.into()))?;
-        let stages = variant.ir.get(blob::STAGES).ok_or_else(|| Stop::defect("no stages".to_owned()))?;
-        self.compile_stages(plan, *stages, shaders)
-    }
-
-    fn compile_stages(
-        &self,
-        plan: &Plan,
-        stages: Digest,
-        shaders: BTreeMap<String, String>,
-    ) -> Result<Result<Blobs, Failure>, Stop> {
         let bytes = serde_json::to_vec(plan).map_err(|error| Stop::defect(error.to_string()))?;
         let plan = self.context.store.cas.put(&bytes)?;
         let inputs = Blobs::from([(blob::STAGES.to_owned(), stages), (blob::PLAN.to_owned(), plan)]);
-        let kind = ActionKind::Compile { device: (*self.block.device).clone(), shaders };
-        Ok(self.action(kind, inputs, StepKind::Compile)?.map(|mut outputs| {
-            outputs.insert(blob::PLAN.to_owned(), plan);
-            outputs
-        }))
-    }
-
-    /// All gates on the plan. Where they reject it, the schedule of the stage at fault is never tried again and the heuristic's takes
-    /// its place, until a plan is accepted; the heuristic's own plan is what the steps behind this one judge.
-    fn verify(&self, tuned: &mut Tuned, searched: &[Searched]) -> Result<(), Stop> {
-        while !tuned.plan.provenance.origins.is_empty() || !tuned.plan.without.is_empty() {
-            let graph: StageGraph = self.read(&tuned.ir, blob::STAGES)?;
-            let failure = match self.judge(tuned)? {
-                Ok(audit) => {
-                    tuned.audit = Some(audit);
-                    return self.keep(tuned, &graph, searched, audit);
-                }
-                Err(failure) => failure,
-            };
-            tuned.rejected.push(failure.message.clone());
-            let at_fault = failure.stage.as_ref().filter(|it| tuned.plan.provenance.origins.contains_key(*it));
-            match at_fault.and_then(|it| graph.stage(it)) {
-                Some(stage) => self.replace(tuned, &graph, stage, searched, &failure)?,
-                None => {
-                    // Nobody knows which stage it was.
-                    let (plan, ir) = (&mut tuned.plan, self.ir(&[])?);
-                    let graph: StageGraph = self.read(&ir, blob::STAGES)?;
-                    let variant = Variant { without: Vec::new(), ir, graph };
-                    let provenance = plan.provenance.clone();
-                    *plan = self.plan(&variant, &|_| None);
-                    plan.provenance = crate::plan::Provenance { origins: BTreeMap::new(), ..provenance };
-                    tuned.ir = variant.ir;
-                }
-            }
-            (tuned.relative, tuned.block_ns) = (1.0, None);
-        }
-        Ok(())
-    }
-
-    fn replace(
-        &self,
-        tuned: &mut Tuned,
-        graph: &StageGraph,
-        stage: &Stage,
-        searched: &[Searched],
-        failure: &Failure,
-    ) -> Result<(), Stop> {
-        let signature = operation::signature(&operation::isolate(graph, stage));
-        if let (Some(it), Some(schedule)) =
-            (searched.iter().find(|it| it.signature == signature), tuned.plan.stages.get(&stage.name))
-        {
-            let refusal = Refusal { kind: failure.kind, gate: failure.gate, message: failure.message.clone() };
-            self.ledger.refute(&it.scope, schedule, &tuned.plan.shaders, refusal)?;
-        }
-        let BlockTarget { device, hybrid_softmax, .. } = self.block;
-        let heuristic = search::heuristics(graph, (device, *hybrid_softmax));
-        // Equal stages have equal schedules, all of which are at fault.
-        for other in &graph.stages {
-            if operation::signature(&operation::isolate(graph, other)) == signature
-                && let Some(schedule) = heuristic.get(&other.name)
-            {
-                tuned.plan.stages.insert(other.name.clone(), schedule.clone());
-                tuned.plan.provenance.origins.remove(&other.name);
-            }
-        }
-        tuned.plan.shaders = templates::used(graph, &tuned.plan.stages, device, &self.context.rules.shaders);
-        Ok(())
-    }
-
-    /// The audit of a plan that is accepted; else why it is not.
-    fn judge(&self, tuned: &Tuned) -> Result<Result<Digest, Failure>, Stop> {
-        let (plan, stages) = (&tuned.plan, tuned.ir.get(blob::STAGES));
-        let shaders = templates::of_plan(plan, &self.context.rules.shaders).map_err(|it| Stop::Failed(it.into()))?;
-        let stages = stages.ok_or_else(|| Stop::defect("no stages".to_owned()))?;
-        let inputs = match self.compile_stages(plan, *stages, shaders)? {
-            Ok(outputs) => outputs,
-            Err(failure) => return self.refused(failure),
-        };
-        let BlockTarget { spec, device, threads, .. } = self.block;
-        let (block, device, threads) = (spec.clone(), (**device).clone(), *threads);
-        let (seed, corpus) = (self.context.rules.seed, self.context.rules.corpus.clone());
-        let verify = ActionKind::Verify { block, device, threads, seed, corpus };
-        match self.action(verify, inputs, StepKind::Verify)? {
-            Ok(outputs) => {
-                let audit: Audit = self.read(&outputs, blob::AUDIT)?;
-                match (audit.ruling, outputs.get(blob::AUDIT)) {
-                    (Ruling::Accepted, Some(digest)) => Ok(Ok(*digest)),
-                    _ => Err(Stop::defect("a verification ended without a ruling".to_owned())),
-                }
-            }
-            Err(failure) => self.refused(failure),
-        }
-    }
-
-    /// A failure that is the plan's; others end the search.
-    fn refused(&self, failure: Failure) -> Result<Result<Digest, Failure>, Stop> {
-        match failure.kind {
-            FailureKind::Cancelled | FailureKind::Io | FailureKind::MissingBlob | FailureKind::DeviceUnavailable => {
-                Err(Stop::Failed(failure))
-            }
-            _ => Ok(Err(failure)),
-        }
-    }
-
-    /// What was accepted is the best known of its operation, where nothing better is.
-    fn keep(&self, tuned: &Tuned, graph: &StageGraph, searched: &[Searched], audit: Digest) -> Result<(), Stop> {
-        for stage in &graph.stages {
-            let signature = operation::signature(&operation::isolate(graph, stage));
-            let Some(it) = searched.iter().find(|it| it.signature == signature) else { continue };
-            if tuned.plan.provenance.origins.contains_key(&stage.name) {
-                let Winner { schedule, relative, median_ns, origin, .. } = it.winner.clone();
-                let (block, recipes) = (self.block.name.clone(), recipe_digest());
-                self.ledger.record_best(
-                    &it.scope,
-                    &Best { schedule, relative, median_ns, origin, block, recipes },
-                    audit,
-                )?;
-            }
-        }
-        Ok(())
+        Ok(request(ActionKind::Compile { device: (*self.block.device).clone(), shaders }, inputs, StepKind::Compile))
     }
 }
 
@@ -510,6 +447,31 @@ struct Chosen {
     relative: f64,
     block_ns: f64,
     heuristic_ns: f64,
+}
+
+/// Who of the measured plans is best; the first, the heuristic's, stays where none is better by more than the noise.
+fn best_plan(measured: Vec<Option<Measured>>) -> Result<Chosen, Stop> {
+    let mut measured = measured.into_iter().enumerate();
+    let heuristic = measured.next().and_then(|it| it.1);
+    let heuristic = heuristic.ok_or_else(|| Stop::defect("the heuristic's plan was not measured".to_owned()))?;
+    let heuristic_ns = heuristic.timing.median_ns;
+    let others = measured.filter_map(|(index, it)| Some((index, TrialOutcome::Measured(it?))));
+    Ok(best_of(others, (1.0, 0.0)).map_or(
+        Chosen { plan: 0, relative: 1.0, block_ns: heuristic_ns, heuristic_ns },
+        |(plan, it)| Chosen { plan, relative: it.relative, block_ns: it.timing.median_ns, heuristic_ns },
+    ))
+}
+
+/// An action with the limits of a step.
+pub(super) fn request(kind: ActionKind, inputs: Blobs, like: StepKind) -> Request {
+    let limits = with_driver(limits(like), &kind);
+    Request { kind, inputs, limits }
+}
+
+/// What a compilation returns and the plan that it compiled, which is what other actions need.
+pub(super) fn with_plan(mut outputs: Blobs, plan: Option<Digest>) -> Blobs {
+    outputs.extend(plan.map(|it| (blob::PLAN.to_owned(), it)));
+    outputs
 }
 
 fn winner(searched: &[Searched], graph: &StageGraph, stage: &Stage) -> Option<Winner> {

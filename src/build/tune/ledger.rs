@@ -31,6 +31,12 @@ pub const BEST: &str = "best";
 const IMPORTED: &str = "imported-trial";
 pub const EXCHANGE: &str = "llm-exchange";
 
+/// Whether a record under this name is a search's, and no step of a build.
+pub fn is_of_search(identity: &str) -> bool {
+    let prefix = identity.split_once(':').map(|it| it.0);
+    prefix.is_some_and(|it| [TRIAL, CHOICE, BEST, IMPORTED, EXCHANGE].contains(&it))
+}
+
 /// Whether a record is of a search, and of this build of kforge.
 pub fn is_current(parts: &KeyParts) -> bool {
     match parts.get("step") {

@@ -2,16 +2,18 @@
 //! is what a block is built with.
 //!
 //! [`operation`] searches the schedule of one operation with one strategy, [`block`] puts those of a block together and measures
-//! the whole, [`lab`] has candidates tried and raced by the workers of a [`pool`], [`ledger`] is what is kept of it all,
-//! [`exchange`] moves trials between machines.
+//! the whole, [`judge`] has all gates decide on the winner, [`lab`] has candidates tried and raced by the workers of a [`pool`],
+//! [`time`] says where the time goes, [`ledger`] is what is kept of it all, [`exchange`] moves trials between machines.
 
 pub mod block;
 pub mod exchange;
+pub mod judge;
 pub mod lab;
 pub mod ledger;
 pub mod operation;
 pub mod pool;
 pub mod proposers;
+pub mod time;
 
 use crate::{
     build::engine::worker::WorkerError,

@@ -8,6 +8,7 @@ use super::{
     Progress, Stop,
     lab::{Bench, Operation},
     ledger::{Ledger, Scope},
+    time::Pace,
 };
 use crate::{
     build::search::propose::{Problem, Proposal, Proposer},
@@ -15,7 +16,7 @@ use crate::{
     plan::schedule::Schedule,
     protocol::{
         Blobs,
-        tuning::{Measured, TRIAL_VERSION, Trial, TrialOutcome, Variant},
+        tuning::{Measured, TRIAL_VERSION, Trial, TrialOutcome, Variant, race_time},
     },
 };
 use serde::{Deserialize, Serialize};
@@ -25,8 +26,11 @@ use std::time::Instant;
 const BATCH: usize = 8;
 /// Leaders that are measured again.
 const FINALISTS: usize = 3;
-/// How much longer a final lasts than a race of the search, for each entrant.
-const FINAL: f64 = 4.0;
+/// Runs of the heuristic's schedule that each entrant of a race may take. Half of the entrants drop out again and again, so that the last
+/// two have some 50; with 40, races were two thirds of a search's time and no winner was another one.
+const RUNS: u32 = 12;
+/// Of a final, and where one is measured alone: 40 settle a median within a percent.
+pub const FINAL_RUNS: u32 = 40;
 /// Within this share of what the device can do, there is nothing left to find.
 const NEAR_FLOOR: f64 = 1.02;
 /// A schedule that is not better by more than this, or by more than twice its noise, does not replace another one.
@@ -142,31 +146,62 @@ impl State {
     }
 }
 
+/// A search whose heuristic's schedule was measured.
+pub struct Begun {
+    state: State,
+    heuristic: Measured,
+    seconds: f64,
+}
+
+impl Begun {
+    /// Nanoseconds that a better schedule could save at most, in one run.
+    pub fn gain(&self) -> f64 {
+        (self.heuristic.timing.median_ns - self.heuristic.floor_ns).max(0.0)
+    }
+}
+
 impl Search<'_> {
+    /// The first trial: the heuristic's schedule.
+    ///
     /// # Errors
     /// When there is no worker, the store cannot be written, or the heuristic's schedule itself is refused: a defect.
-    pub fn run(&self, proposer: &mut dyn Proposer, budget: Budget) -> Result<Found, Stop> {
+    pub fn begin(&self) -> Result<Begun, Stop> {
         let start = Instant::now();
         let mut state = State::default();
         let heuristic = self.heuristic(&mut state)?;
+        Ok(Begun { state, heuristic, seconds: start.elapsed().as_secs_f64() })
+    }
+
+    /// The others.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub fn finish(&self, begun: Begun, proposer: &mut dyn Proposer, budget: Budget) -> Result<Found, Stop> {
+        let start = Instant::now();
+        let Begun { mut state, heuristic, seconds } = begun;
         proposer.tell(std::slice::from_ref(&state.told[0]));
+        let mut pace = Pace::new(race_time(heuristic.timing.median_ns, RUNS));
+        let last = race_time(heuristic.timing.median_ns, FINAL_RUNS) * (FINALISTS as u32 + 1);
         let ended = loop {
-            self.progress(&state, budget, start);
+            self.progress(&state, budget, seconds + start.elapsed().as_secs_f64());
             if state.is_near_floor() {
                 break Ended::Floor;
             }
             if state.told.len() >= budget.trials {
                 break Ended::Trials;
             }
-            if budget.until.is_some_and(|it| Instant::now() >= it) {
+            let left = budget.until.map(|it| it.saturating_duration_since(Instant::now()));
+            let fit = left.map_or(BATCH, |it| pace.fit(it.saturating_sub(last)));
+            if fit == 0 {
                 break Ended::Time;
             }
-            let batch = proposer.ask(BATCH.min(budget.trials - state.told.len()));
+            let batch = proposer.ask(BATCH.min(fit).min(budget.trials - state.told.len()));
             if batch.is_empty() {
                 break Ended::Exhausted;
             }
-            let from = state.told.len();
-            self.batch(batch, &mut state, heuristic.timing.median_ns)?;
+            let (from, new, began) = (state.told.len(), state.new, Instant::now());
+            self.batch(batch, &mut state)?;
+            pace.took(state.new - new, began.elapsed());
             proposer.tell(&state.told[from..]);
         };
         let winner = self.decide(&mut state, &heuristic)?;
@@ -185,18 +220,18 @@ impl Search<'_> {
             best_after: state.best_after,
             variants: state.variants,
             remarks: proposer.remarks(),
-            seconds: start.elapsed().as_secs_f64(),
+            seconds: seconds + start.elapsed().as_secs_f64(),
         })
     }
 
-    fn progress(&self, state: &State, budget: Budget, start: Instant) {
+    fn progress(&self, state: &State, budget: Budget, seconds: f64) {
         (self.observe)(&Progress {
             what: self.stage,
             operation: self.number,
             trials: (state.told.len(), budget.trials),
             new: state.new,
             best: state.best(),
-            seconds: start.elapsed().as_secs_f64(),
+            seconds,
         });
     }
 
@@ -219,10 +254,7 @@ impl Search<'_> {
             Some(trial) => trial,
             None => {
                 let compiled = self.compiled(schedule, state)?;
-                // How long it takes is not known yet: a first race finds out.
-                let first = self.bench.race(&compiled, &[], (0.0, false))?;
-                let expected = first.reference.as_ref().and_then(expected_ns).unwrap_or_default();
-                let raced = self.bench.race(&compiled, &[], (expected, true))?;
+                let raced = self.bench.race(&compiled, &[], (FINAL_RUNS, true))?;
                 let outcome =
                     raced.reference.ok_or_else(|| Stop::defect("the heuristic was not measured".to_owned()))?;
                 self.ledger.record_choice(self.scope, &variants(), &raced.variants)?;
@@ -264,7 +296,7 @@ impl Search<'_> {
     }
 
     /// Tells of one batch, in the order in which it was proposed: what is known from the store, the rest tried and raced.
-    fn batch(&self, batch: Vec<Proposal>, state: &mut State, expected_ns: f64) -> Result<(), Stop> {
+    fn batch(&self, batch: Vec<Proposal>, state: &mut State) -> Result<(), Stop> {
         let mut trials: Vec<Option<Trial>> = batch.iter().map(|it| self.known(&it.schedule)).collect();
         let missing: Vec<usize> = (0..batch.len()).filter(|it| trials[*it].is_none()).collect();
         if !missing.is_empty() {
@@ -283,7 +315,7 @@ impl Search<'_> {
             if !racing.is_empty() {
                 let reference = self.compiled(&self.problem.heuristic, state)?;
                 let others: Vec<&Blobs> = racing.iter().map(|it| &it.1).collect();
-                let raced = self.bench.race(&reference, &others, (expected_ns, false))?;
+                let raced = self.bench.race(&reference, &others, (RUNS, false))?;
                 for ((index, blobs), outcome) in racing.into_iter().zip(raced.outcomes) {
                     state.compiled.push((batch[index].schedule.clone(), blobs));
                     trials[index] = Some(self.record(batch[index].clone(), outcome, state)?);
@@ -332,7 +364,7 @@ impl Search<'_> {
         let reference = self.compiled(&self.problem.heuristic, state)?;
         let blobs = finalists.iter().map(|it| self.compiled(&it.schedule, state)).collect::<Result<Vec<_>, _>>()?;
         let entrants: Vec<&Blobs> = blobs.iter().collect();
-        let raced = self.bench.race(&reference, &entrants, (heuristic.timing.median_ns * FINAL, false))?;
+        let raced = self.bench.race(&reference, &entrants, (FINAL_RUNS, false))?;
         let best = best_of(finalists.into_iter().zip(raced.outcomes), (1.0, 0.0));
         let winner = best.map_or(stays, |(Proposal { schedule, origin }, it)| {
             let Measured { timing, relative, noise, .. } = it;
@@ -349,13 +381,6 @@ pub const HEURISTIC: &str = "heuristic";
 /// Under what the hand-written kernels are kept that ran beside the heuristic's.
 fn variants() -> Digest {
     Digest::of(b"hand-written variants")
-}
-
-fn expected_ns(outcome: &TrialOutcome) -> Option<f64> {
-    match outcome {
-        TrialOutcome::Measured(it) => Some(it.timing.median_ns),
-        TrialOutcome::Rejected(_) => None,
-    }
 }
 
 /// The winner of a final: who is better than what stays, whose relative time and noise these are, by more than noise, and of those

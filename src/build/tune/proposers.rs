@@ -5,10 +5,10 @@ use crate::{
     build::search::{
         llm::{Exchange, Exchanges, Fallback, Llm, LlmSettings},
         propose::{Problem, Proposer},
-        strategy::{self, Kind},
+        strategy,
     },
     digest::Digest,
-    manifest::{self, Strategy, Tuning},
+    manifest::{self, Tuning},
     plan::space::Space,
     store::Store,
 };
@@ -19,15 +19,10 @@ use std::{env, sync::Arc, time::Duration};
 /// # Errors
 /// When the store cannot be opened for what a language model answers.
 pub fn proposer(tuning: &Tuning, problem: &Problem, context: &Context<'_>) -> Result<Box<dyn Proposer>, Stop> {
-    let kind = match tuning.strategy {
-        Strategy::Heuristic => Kind::Heuristic,
-        Strategy::Grid => Kind::Grid,
-        Strategy::Random => Kind::Random,
-        Strategy::Evolutionary => Kind::Evolutionary,
-        Strategy::Model => Kind::Model,
-        Strategy::Llm => return language_model(tuning, problem, context),
-    };
-    Ok(strategy::proposer(kind, problem))
+    match strategy::proposer(tuning.strategy, problem) {
+        Some(proposer) => Ok(proposer),
+        None => language_model(tuning, problem, context),
+    }
 }
 
 fn language_model(tuning: &Tuning, problem: &Problem, context: &Context<'_>) -> Result<Box<dyn Proposer>, Stop> {

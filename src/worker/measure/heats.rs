@@ -5,7 +5,7 @@
 //! racers would tell the last two of eight apart with twice the error.)
 
 use super::stats;
-use kernelforge::protocol::{Failure, FailureKind, Timing};
+use kernelforge::protocol::{Failure, FailureKind, Timing, tuning::race_time};
 use std::time::{Duration, Instant};
 
 /// Rounds of a heat, reached even when its time is up: fewer have no median that one disturbed round does not move.
@@ -18,8 +18,21 @@ const MOST_ROUNDS: usize = 10_000;
 /// of 20 times the best time is as long as all 20 racers of a heat.
 const HOPELESS: f64 = 2.0;
 
+/// The same before the first round, of what one run says: a schedule that loads element by element takes hundreds of times as long as
+/// the best one, and its rounds would be most of a race.
+const DISMISSED: f64 = 5.0;
+
+/// Nanoseconds of a run that says so alone: a shorter one may seem that slow because the system took a time slice away from it.
+const SHORTEST_GLANCE: f64 = 2e6;
+
 /// What is run.
 pub trait Field {
+    /// Nanoseconds of one run of an entrant, roughly, before the first round.
+    ///
+    /// # Errors
+    /// As [`Self::begin_round`].
+    fn glance(&mut self, entrant: usize) -> Result<f64, Failure>;
+
     /// Called before every round.
     ///
     /// # Errors
@@ -47,15 +60,18 @@ pub struct Course {
     samples: Vec<f64>,
     /// For each round its time divided by that of racer 0.
     ratios: Vec<f64>,
+    dismissed: bool,
 }
 
 /// A racer's figures.
 #[derive(Debug, Clone)]
 pub struct Standing {
     pub timing: Timing,
-    /// Median of its ratios to racer 0, and the standard error of that.
+    /// Median of its ratios to racer 0, and the standard error of that; of one that was dismissed the ratio of one run, and all of it.
     pub relative: f64,
     pub noise: f64,
+    /// It ran in no round.
+    pub dismissed: bool,
 }
 
 impl Course {
@@ -65,11 +81,23 @@ impl Course {
     }
 
     fn standing(self) -> Result<Standing, Failure> {
-        let (relative, noise) = (self.relative(), stats::median_error(&self.ratios));
+        let relative = self.relative();
+        let noise = if self.dismissed { relative } else { stats::median_error(&self.ratios) };
         let timing = stats::timing(self.samples);
         let timing = timing.ok_or_else(|| Failure::new(FailureKind::Internal, "nothing was measured"))?;
-        Ok(Standing { timing, relative, noise })
+        Ok(Standing { timing, relative, noise, dismissed: self.dismissed })
     }
+}
+
+/// How long a race of so many goes on, by one run of the first.
+///
+/// # Errors
+/// What the field says; `Internal` without an entrant.
+pub fn budget(entrants: usize, runs: u32, field: &mut impl Field) -> Result<Duration, Failure> {
+    let Some(count) = u32::try_from(entrants).ok().filter(|it| *it > 0) else {
+        return Err(Failure::new(FailureKind::Internal, "nobody races"));
+    };
+    Ok(race_time(field.glance(0)?, runs) * count)
 }
 
 /// Runs `entrants` for about `budget`; the first of them, whom the others are held against, in every round. `others` run beside them,
@@ -81,6 +109,7 @@ pub fn run(entrants: usize, others: usize, budget: Duration, field: &mut impl Fi
     let mut courses = vec![Course::default(); entrants + others];
     let mut challengers: Vec<usize> = (1..entrants).collect();
     let mut others: Vec<usize> = (entrants..entrants + others).collect();
+    dismiss(&mut challengers, &mut courses, field)?;
     let mut round = 0;
     let heats = heats(challengers.len());
     for _ in 0..heats {
@@ -104,6 +133,23 @@ pub fn run(entrants: usize, others: usize, budget: Duration, field: &mut impl Fi
         challengers.truncate(challengers.len().div_ceil(2));
     }
     courses.into_iter().map(Course::standing).collect()
+}
+
+/// Takes those out whom one run shows to be [`DISMISSED`] times slower than racer 0.
+fn dismiss(challengers: &mut Vec<usize>, courses: &mut [Course], field: &mut impl Field) -> Result<(), Failure> {
+    if challengers.is_empty() {
+        return Ok(());
+    }
+    let base = field.glance(0)?;
+    for racer in std::mem::take(challengers) {
+        let time = field.glance(racer)?;
+        if time >= SHORTEST_GLANCE && time > DISMISSED * base {
+            courses[racer] = Course { samples: vec![time], ratios: vec![time / base], dismissed: true };
+        } else {
+            challengers.push(racer);
+        }
+    }
+    Ok(())
 }
 
 /// How many heats there are until one challenger has run alone with racer 0.
@@ -153,6 +199,10 @@ mod tests {
     }
 
     impl Field for Known {
+        fn glance(&mut self, racer: usize) -> Result<f64, Failure> {
+            Ok(self.times[racer])
+        }
+
         fn begin_round(&mut self, _: usize) -> Result<(), Failure> {
             self.order.push(Vec::new());
             self.drift += 0.1;
@@ -194,6 +244,23 @@ mod tests {
         assert_eq!(standings[3].timing.samples, 3 * FEWEST_ROUNDS);
         assert!(standings[1].timing.samples > 6 * FEWEST_ROUNDS, "{standings:?}");
         assert_eq!(standings[3].relative, 50.0);
+    }
+
+    #[test]
+    fn who_is_many_times_slower_in_one_run_does_not_race() {
+        let mut field = Known::new(&[1e6, 4.9e6, 5.1e6, 0.9e6]);
+        let standings = run(4, 0, Duration::ZERO, &mut field).unwrap();
+        assert_eq!(standings.iter().map(|it| it.dismissed).collect::<Vec<_>>(), [false, false, true, false]);
+        let it = &standings[2];
+        assert_eq!((it.timing.samples, it.timing.median_ns, it.relative, it.noise), (1, 5.1e6, 5.1, 5.1));
+        assert!(field.order.iter().all(|it| !it.contains(&2)), "{:?}", field.order);
+    }
+
+    #[test]
+    fn a_race_is_as_long_as_its_first_entrant_runs_and_not_too_long() {
+        let of = |ns: f64| budget(3, 10, &mut Known::new(&[ns, 1.0, 1.0])).unwrap().as_millis();
+        assert_eq!([of(1e7), of(1e3), of(1e9), of(f64::NAN)], [300, 75, 1800, 75]);
+        assert!(budget(0, 10, &mut Known::new(&[1.0])).is_err());
     }
 
     #[test]

@@ -19,7 +19,7 @@ use kernelforge::{
     protocol::{FailureKind, Gate, tuning::Race},
 };
 
-const RULES: Rules = Rules { threads: 1, time_ms: 20, variants: false };
+const RULES: Rules = Rules { threads: 1, runs: 20, variants: false };
 
 fn matmul() -> StageGraph {
     let block = BlockSpec::Matmul { m: 24, n: 96, k: 64, bias: true, activation: None, dtype: Dtype::F32 };
@@ -66,7 +66,7 @@ fn raced(entrants: &[(Vec<u8>, Kernel)], rules: Rules) -> Race {
 fn a_kernel_is_about_as_fast_as_itself_and_other_schedules_have_their_own_figures() {
     let graph = matmul();
     let one = entrant(&graph, 4);
-    let race = raced(&[one.clone(), one, entrant(&graph, 2), entrant(&graph, 1)], Rules { time_ms: 200, ..RULES });
+    let race = raced(&[one.clone(), one, entrant(&graph, 2), entrant(&graph, 1)], Rules { runs: 10_000, ..RULES });
     assert_eq!((race.entrants.len(), race.entrants[0].relative, race.entrants[0].noise), (4, 1.0, 0.0));
     for it in &race.entrants {
         assert!(it.failed.is_empty(), "{it:?}");

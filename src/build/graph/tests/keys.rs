@@ -4,7 +4,7 @@ use super::{Past, block, build, cpu, gpu, gpu_block, graph, names, outputs, tran
 use crate::manifest::Strategy;
 use crate::{
     build::graph::{
-        BlockTarget, Decision, KeyParts, Outputs, Rules, Step, StepKind, plan_build,
+        BlockTarget, Decision, EnvironmentLlm, KeyParts, Outputs, Rules, Step, StepKind, plan_build,
         steps::{block_parts, serialized_block_parts},
     },
     digest::Digest,
@@ -124,6 +124,31 @@ fn how_steps_work_is_in_the_keys_of_those_steps() {
     let (op, case, found) = ("mlp".to_owned(), "peaky".to_owned(), "block/mutant".to_owned());
     let corpus = vec![Case { gate: Gate::V2Bound, op, case, seed: 1, found }];
     assert_eq!(ran(Rules { corpus, ..rules.clone() }), "verify report");
+}
+
+#[test]
+fn the_language_model_is_in_the_key_of_its_plans_and_where_it_lives_is_not() {
+    let mut blocks = [block("gpt2", transformer())];
+    blocks[0].tuning.strategy = Strategy::Llm;
+    let said = |model: Option<&str>, endpoint| Rules {
+        llm: EnvironmentLlm { model: model.map(str::to_owned), endpoint },
+        ..Rules::default()
+    };
+    let searched = "plan compile verify benchmark report";
+    let ran = |rules: [&Rules; 2]| rerun(&blocks, [&cpu().into(), &cpu().into()], rules, |_| {});
+    assert_eq!(ran([&said(None, false), &said(Some("large"), true)]), searched);
+    assert_eq!(ran([&said(Some("small"), true), &said(Some("large"), true)]), searched);
+    assert_eq!(ran([&said(Some("small"), false), &said(Some("small"), true)]), searched);
+    let plan = |blocks: &[BlockTarget], rules: &Rules| plan_build(blocks, rules).steps()[1].params();
+    let at = |url: &str| {
+        let mut moved = blocks.clone();
+        moved[0].tuning.llm.endpoint = Some(url.to_owned());
+        moved[0].tuning.llm.model = Some("large".to_owned());
+        plan(&moved, &Rules::default())
+    };
+    assert_eq!(at("http://here"), at("http://there"));
+    // What the manifest says and what the environment says instead are one thing.
+    assert_eq!(at("http://here"), plan(&blocks, &said(Some("large"), true)));
 }
 
 #[test]

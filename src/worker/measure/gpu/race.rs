@@ -21,7 +21,7 @@ use kernelforge::{
     plan::{program::Program, stage::StageGraph},
     protocol::{Clock, Failure, FailureKind, tuning::Race},
 };
-use std::{mem, sync::Arc, time::Duration};
+use std::{mem, sync::Arc};
 
 /// Samples of each ceiling before the race, and after it.
 const CANARY_SAMPLES: usize = 9;
@@ -32,7 +32,7 @@ const CANARY_SAMPLES: usize = 9;
 /// # Errors
 /// `BadInput` without an entrant or when the entrants do not compute the same; `OutOfMemory` when they do not fit together; else as
 /// [`super::benchmark`].
-pub fn race(gpu: &Arc<Gpu>, entrants: &[(Vec<String>, Program)], time_ms: u64) -> Result<Race, Failure> {
+pub fn race(gpu: &Arc<Gpu>, entrants: &[(Vec<String>, Program)], runs: u32) -> Result<Race, Failure> {
     let graphs: Vec<&StageGraph> = entrants.iter().map(|it| &it.1.graph).collect();
     let graph = same(&graphs)?;
     let of = |index: usize, it: Failure| Failure {
@@ -55,7 +55,8 @@ pub fn race(gpu: &Arc<Gpu>, entrants: &[(Vec<String>, Program)], time_ms: u64) -
     }
     let mut running = Running { racers, meter: &meter, metering: &metering, by_host, draw: 0, sampled: Vec::new() };
     let before = running.canary(graph)?;
-    let standings = heats::run(entrants.len(), 0, Duration::from_millis(time_ms), &mut running)?;
+    let budget = heats::budget(entrants.len(), runs, &mut running)?;
+    let standings = heats::run(entrants.len(), 0, budget, &mut running)?;
     let after = running.canary(graph)?;
     let (peak, bytes_peak) = (before.peak.max(after.peak), before.bytes_peak.max(after.bytes_peak));
     let judged = running.racers.into_iter().zip(standings);
@@ -86,6 +87,13 @@ impl<'a> Racer<'a> {
 
     fn time(&self, runs: u32, by_host: bool) -> Result<Vec<f64>, Failure> {
         if by_host { self.session.time_by_host(Work::Block, runs) } else { self.session.time(Work::Block, runs) }
+    }
+
+    /// Nanoseconds of one run.
+    fn glance(&self, by_host: bool) -> Result<f64, Failure> {
+        self.draws[0].write_inputs(&self.session)?;
+        let once = self.time(1, by_host)?.first().copied();
+        once.ok_or_else(|| Failure::new(FailureKind::Internal, "a run without a time"))
     }
 
     fn sample(&mut self, draw: usize, by_host: bool) -> Result<Vec<f64>, Failure> {
@@ -133,6 +141,11 @@ impl Running<'_> {
 }
 
 impl Field for Running<'_> {
+    fn glance(&mut self, entrant: usize) -> Result<f64, Failure> {
+        warm_up(self.meter, self.metering)?;
+        self.racers[entrant].glance(self.by_host)
+    }
+
     fn begin_round(&mut self, round: usize) -> Result<(), Failure> {
         self.draw = round % 2;
         warm_up(self.meter, self.metering)

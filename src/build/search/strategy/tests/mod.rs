@@ -3,6 +3,7 @@
 mod quality;
 
 use super::*;
+use crate::manifest::Strategy as Kind;
 use crate::{
     build::search::{gpu, heuristic},
     host::Device,
@@ -18,8 +19,10 @@ use crate::{
         tuning::{Measured, Refusal, TRIAL_VERSION, TrialOutcome},
     },
 };
-use proptest::prelude::*;
+use proptest::{prelude::*, strategy::Strategy};
 use std::collections::{BTreeMap, HashSet};
+
+const KINDS: [Kind; 5] = [Kind::Heuristic, Kind::Grid, Kind::Random, Kind::Evolutionary, Kind::Model];
 
 pub fn problem(op: StageOp, dtype: Dtype, device: &Device, hybrid_softmax: bool, seed: u64) -> Problem {
     let tensor = Tensor { name: "op".to_owned(), shape: vec![1], dtype, role: Role::Output };
@@ -63,7 +66,7 @@ fn noise(schedule: &Schedule) -> Option<f64> {
 
 /// A search of `rounds` of `most`; every schedule that was proposed, with its origin.
 fn search(kind: Kind, problem: &Problem, most: usize, rounds: usize) -> Vec<Proposal> {
-    let mut proposer = proposer(kind, problem);
+    let mut proposer = proposer(kind, problem).unwrap();
     proposer.tell(&[trial(&problem.heuristic, "heuristic", Some(1.0))]);
     let mut all = Vec::new();
     for _ in 0..rounds {
@@ -78,7 +81,7 @@ fn search(kind: Kind, problem: &Problem, most: usize, rounds: usize) -> Vec<Prop
 }
 
 fn kinds() -> impl Strategy<Value = Kind> {
-    proptest::sample::select(Kind::ALL.to_vec())
+    proptest::sample::select(KINDS.to_vec())
 }
 
 proptest! {
@@ -114,10 +117,10 @@ fn small_spaces_end() {
     let problem = problem(StageOp::Add { rows: 7, width: 30 }, Dtype::F32, &devices()[0], false, 5);
     for kind in [Kind::Grid, Kind::Random, Kind::Evolutionary, Kind::Model] {
         let all = search(kind, &problem, 7, 8);
-        assert_eq!(all.len(), 39, "{kind}");
-        let mut over = proposer(kind, &problem);
+        assert_eq!(all.len(), 39, "{kind:?}");
+        let mut over = proposer(kind, &problem).unwrap();
         over.ask(1000);
-        assert!(over.ask(1).is_empty(), "{kind}");
+        assert!(over.ask(1).is_empty(), "{kind:?}");
     }
 }
 
@@ -131,18 +134,10 @@ fn a_larger_grid_has_the_smaller_one() {
 #[test]
 fn schedules_that_did_well_elsewhere_come_first() {
     let mut problem = problem(matmul(128, 768, 768), Dtype::F32, &devices()[0], false, 5);
-    let mut grid = proposer(Kind::Grid, &problem);
+    let mut grid = proposer(Kind::Grid, &problem).unwrap();
     problem.seeds = grid.ask(3).into_iter().map(|it| it.schedule).collect();
     for kind in [Kind::Evolutionary, Kind::Model] {
-        let first = proposer(kind, &problem).ask(3).into_iter().map(|it| it.schedule).collect::<Vec<_>>();
-        assert_eq!(first, problem.seeds, "{kind}");
+        let first = proposer(kind, &problem).unwrap().ask(3).into_iter().map(|it| it.schedule).collect::<Vec<_>>();
+        assert_eq!(first, problem.seeds, "{kind:?}");
     }
-}
-
-#[test]
-fn strategies_are_known_by_their_names() {
-    for kind in Kind::ALL {
-        assert_eq!(kind.name().parse(), Ok(kind));
-    }
-    assert_eq!("annealing".parse::<Kind>().unwrap_err().to_string(), "there is no search strategy `annealing`");
 }

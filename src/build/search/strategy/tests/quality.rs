@@ -63,7 +63,7 @@ fn of(schedule: &Schedule, cost: Cost) -> f64 {
 
 /// The best that `budget` trials in rounds of 16 find.
 fn found(kind: Kind, problem: &Problem, cost: Cost, budget: usize) -> f64 {
-    let mut proposer = proposer(kind, problem);
+    let mut proposer = proposer(kind, problem).unwrap();
     let whole = of(&problem.heuristic, cost);
     let mut best = whole;
     proposer.tell(&[trial(&problem.heuristic, "heuristic", Some(1.0))]);
@@ -103,7 +103,7 @@ fn successes(kind: Kind, share: f64, budget: usize, seeds: u64) -> [usize; 3] {
         let best = optimum(&space, cost);
         let result = (0..seeds).map(|seed| best / found(kind, &problem(seed), cost, budget));
         let result: Vec<f64> = result.collect();
-        println!("{kind} {budget} of {}: {result:.3?}", space.len());
+        println!("{kind:?} {budget} of {}: {result:.3?}", space.len());
         result.iter().filter(|it| **it >= share).count()
     })
 }
