@@ -5,7 +5,7 @@
 //! from the block and need not be given. Without a file every tensor is drawn from the seed.
 
 use crate::{
-    device::{cpu::LoadedKernel, threads::Threads},
+    device::{self, cpu::LoadedKernel},
     verify::{
         candidate::{Candidate, Compiled},
         inputs,
@@ -41,7 +41,7 @@ pub struct Request<'a> {
 pub fn run(request: Request<'_>) -> Result<Vec<u8>, Failure> {
     let loaded = LoadedKernel::load(request.object, request.kernel)?;
     // Fails early where the system cannot start the threads.
-    Threads::new(request.threads)?;
+    device::started(request.threads)?;
     let mut kernel = Compiled::new(&loaded, request.threads, None)?;
     let Request { block, seed, tensors, .. } = request;
     run_on(&mut kernel, block, seed, tensors, request.stages)

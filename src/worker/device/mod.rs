@@ -6,3 +6,14 @@ pub mod guard;
 mod host_softmax;
 pub mod memory;
 pub mod threads;
+
+use kernelforge::protocol::{Failure, FailureKind};
+
+/// Threads, started.
+///
+/// # Errors
+/// `Internal` when the system refuses to start a thread.
+pub fn started(count: usize) -> Result<threads::Threads, Failure> {
+    let refuse = |it| Failure::new(FailureKind::Internal, format!("cannot start {count} threads: {it}"));
+    threads::Threads::new(count).map_err(refuse)
+}

@@ -1,8 +1,7 @@
 //! The threads that share a stage's units. They live as long as the runtime that uses them: starting a thread for every stage
-//! would cost more than a small stage takes.
+//! would cost more than a small stage takes. `benches/peers/rust` compiles this file too, so that it calls kernels as the worker does.
 
-use kernelforge::protocol::{Failure, FailureKind};
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 use std::{
     hint,
     sync::atomic::{AtomicUsize, Ordering},
@@ -13,21 +12,23 @@ use std::{
 /// shares of a stage differ on an idle machine. Parking instead costs that much for each of a block's stages.
 const LOOKS: usize = 1 << 10;
 
-/// A pool of `count` threads; 1 is the calling thread, without a pool.
+/// What the calling thread does after the last phase, in looks of about 15 ns, while the others leave: without that it is often a little
+/// earlier than they, sleeps, and has to be woken.
+const PARTING: usize = 1 << 6;
+
+/// The calling thread and a pool of the others, which no `Threads` of one has.
 pub struct Threads {
     count: usize,
-    pool: Option<ThreadPool>,
+    others: Option<ThreadPool>,
 }
 
 impl Threads {
     /// # Errors
-    /// `Internal` when the system refuses to start a thread.
-    pub fn new(count: usize) -> Result<Self, Failure> {
+    /// When the system refuses to start a thread.
+    pub fn new(count: usize) -> Result<Self, ThreadPoolBuildError> {
         let count = count.max(1);
-        let build = || ThreadPoolBuilder::new().num_threads(count).build();
-        let pool = (count > 1).then(build).transpose();
-        let refuse = |it| Failure::new(FailureKind::Internal, format!("cannot start {count} threads: {it}"));
-        Ok(Self { count, pool: pool.map_err(refuse)? })
+        let build = || ThreadPoolBuilder::new().num_threads(count - 1).build();
+        Ok(Self { count, others: (count > 1).then(build).transpose()? })
     }
 
     pub fn count(&self) -> usize {
@@ -36,48 +37,50 @@ impl Threads {
 
     /// Calls `work(thread, begin, end)` for contiguous shares of `0..units`, one share for each thread.
     pub fn share(&self, units: usize, work: impl Fn(usize, usize, usize) + Sync) {
-        match &self.pool {
-            None => work(0, 0, units),
-            Some(pool) => {
-                pool.broadcast(|it| {
-                    let (begin, end) = part(units, it.index(), it.num_threads());
-                    if begin < end {
-                        work(it.index(), begin, end);
-                    }
-                });
-            }
-        }
+        self.phases(&[units], |_, thread, begin, end| work(thread, begin, end));
     }
 
     /// Calls `work(phase, thread, begin, end)` for contiguous shares of `0..units` of one phase after the other; no share of a phase
-    /// begins before all of the phase before have ended. The threads are woken once, not for every phase.
+    /// begins before all of the phase before have ended. The others are woken once, not for every phase, and the calling thread, which
+    /// is thread 0, begins meanwhile.
     ///
     /// `work` must not panic: the others would wait for ever.
     pub fn phases(&self, units: &[usize], work: impl Fn(usize, usize, usize, usize) + Sync) {
-        let Some(pool) = &self.pool else {
+        let Some(others) = &self.others else {
             return units.iter().enumerate().for_each(|(phase, &units)| work(phase, 0, 0, units));
         };
         let arrived = AtomicUsize::new(0);
-        pool.broadcast(|it| {
-            for (phase, &units) in units.iter().enumerate() {
-                let (begin, end) = part(units, it.index(), it.num_threads());
+        let run = |thread: usize| {
+            for (phase, &count) in units.iter().enumerate() {
+                let (begin, end) = part(count, thread, self.count);
                 if begin < end {
-                    work(phase, it.index(), begin, end);
+                    work(phase, thread, begin, end);
                 }
                 arrived.fetch_add(1, Ordering::AcqRel);
+                // Only the calling thread has to know when the last phase has ended.
+                if thread > 0 && phase + 1 == units.len() {
+                    break;
+                }
                 let mut looks = 0;
-                while arrived.load(Ordering::Acquire) < (phase + 1) * it.num_threads() {
+                while arrived.load(Ordering::Acquire) < (phase + 1) * self.count {
                     looks += 1;
                     if looks < LOOKS { hint::spin_loop() } else { thread::yield_now() }
                 }
             }
+        };
+        others.in_place_scope(|scope| {
+            let run = &run;
+            scope.spawn_broadcast(move |_, it| run(it.index() + 1));
+            run(0);
+            (0..PARTING).for_each(|_| hint::spin_loop());
         });
     }
 }
 
-/// The share of one of `count` threads.
+/// The share of one of `count` threads. Of fewer units than threads the first have one each: the calling thread is awake.
 fn part(units: usize, index: usize, count: usize) -> (usize, usize) {
-    (units * index / count, units * (index + 1) / count)
+    let before = |index: usize| (units * index).div_ceil(count);
+    (before(index), before(index + 1))
 }
 
 #[cfg(test)]
@@ -93,6 +96,15 @@ mod tests {
             threads.share(units, |_, begin, end| seen.lock().unwrap()[begin..end].iter_mut().for_each(|it| *it += 1));
             assert_eq!(*seen.lock().unwrap(), vec![1; units], "{count} threads, {units} units");
         }
+    }
+
+    #[test]
+    fn a_single_unit_is_the_calling_thread_s() {
+        let threads = Threads::new(3).unwrap();
+        let caller = thread::current().id();
+        let ran = Mutex::new(Vec::new());
+        threads.share(1, |index, _, _| ran.lock().unwrap().push((index, thread::current().id())));
+        assert_eq!(*ran.lock().unwrap(), [(0, caller)]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::{
     tamper::{self, Tamper},
 };
 use crate::{
-    device::{cpu::LoadedKernel, memory::Memory, threads::Threads},
+    device::{self, cpu::LoadedKernel, memory::Memory, threads::Threads},
     verify::{candidate::Tensors, gaming, inputs},
 };
 use kernelforge::{
@@ -79,7 +79,7 @@ impl Runnable {
     /// # Errors
     /// As loading, allocating and starting threads fail.
     pub fn new(object: &[u8], kernel: &Kernel, threads: usize) -> Result<Self, Failure> {
-        let threads = Arc::new(Threads::new(threads)?);
+        let threads = Arc::new(device::started(threads)?);
         Self::filled(object, kernel, threads, |graph, memory| {
             inputs::fill(&mut Filled { graph, memory }, ROPE_THETA, SEED);
         })

@@ -3,6 +3,7 @@
 
 use super::bounds::{Arithmetic, Precision};
 use crate::device::{
+    self,
     cpu::LoadedKernel,
     guard::{Edge, Escape, announced},
     memory::Memory,
@@ -107,7 +108,7 @@ impl<'a> Compiled<'a> {
         let names = ["packing".to_owned(), "the block".to_owned()].into_iter().chain(stages);
         // No name has a NUL: they are identifiers.
         let names = names.map(|it| CString::new(it).unwrap_or_default()).collect();
-        let (threads, alone) = (Threads::new(threads)?, Threads::new(1)?);
+        let (threads, alone) = (device::started(threads)?, device::started(1)?);
         Ok(Self { kernel, memory, threads, alone, left: Vec::new(), names })
     }
 

@@ -20,7 +20,7 @@ pub enum Error {
     #[error("{0} has no function `{1}`: {2}")]
     Symbol(String, String, libloading::Error),
     #[error("the threads cannot be started: {0}")]
-    Threads(rayon::ThreadPoolBuildError),
+    Threads(#[from] rayon::ThreadPoolBuildError),
     #[error("the kernel has no tensor `{0}`")]
     Tensor(String),
     #[error("`{0}` has {1} bytes and not {2}")]

@@ -7,7 +7,11 @@ use crate::{
     error::Error,
     threads::Threads,
 };
-use std::ptr;
+use std::{
+    collections::BTreeMap,
+    ptr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 /// `void entry(void *const *args, int64_t begin, int64_t end)`.
 type Function = unsafe extern "C" fn(*const *mut u8, i64, i64);
@@ -34,14 +38,27 @@ struct Table(Vec<*mut u8>);
 // SAFETY: the pointers are only handed to generated code, which writes disjoint parts for disjoint units.
 unsafe impl Sync for Table {}
 
-impl Call {
-    fn run(&self, threads: &Threads) {
-        threads.share(self.units, |thread, begin, end| {
-            // SAFETY: the table has the buffers that the entry asks for, they live as long as it, and the range is within the entry's
-            // units. That the code stays within its buffers is what its verification was for.
-            unsafe { (self.function)(self.tables[thread].0.as_ptr(), begin as i64, end as i64) }
-        });
+/// One call after the other, the units of each shared among the threads.
+fn run_in_turn(calls: &[Call], threads: &Threads) {
+    let units: Vec<_> = calls.iter().map(|it| it.units).collect();
+    threads.phases(&units, |index, thread, begin, end| {
+        let call = &calls[index];
+        // SAFETY: the table has the buffers that the entry asks for, they live as long as it, and the range is within the entry's
+        // units. That the code stays within its buffers is what its verification was for.
+        unsafe { (call.function)(call.tables[thread].0.as_ptr(), begin as i64, end as i64) }
+    });
+}
+
+/// The threads that kernels have in common, by their number: those of several layers' weights take turns on them, as in a runtime.
+fn shared(count: usize) -> Result<Arc<Threads>, Error> {
+    static POOLS: Mutex<BTreeMap<usize, Arc<Threads>>> = Mutex::new(BTreeMap::new());
+    let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(threads) = pools.get(&count) {
+        return Ok(Arc::clone(threads));
     }
+    let threads = Arc::new(Threads::new(count)?);
+    pools.insert(count, Arc::clone(&threads));
+    Ok(threads)
 }
 
 /// The buffers of one kernel.
@@ -74,10 +91,11 @@ impl Memory {
 
 pub struct Runner {
     kernel: Description,
-    threads: Threads,
+    threads: Arc<Threads>,
     prepares: Vec<Call>,
     stages: Vec<Call>,
-    block: Call,
+    /// One.
+    block: [Call; 1],
     memory: Memory,
     /// Keeps the code loaded.
     _library: libloading::Library,
@@ -92,7 +110,7 @@ impl Runner {
         let kernel = Description::read(description)?;
         // SAFETY: a library of entries alone has no initialisers.
         let library = unsafe { libloading::Library::new(object) }.map_err(|it| Error::Load(object.to_owned(), it))?;
-        let threads = Threads::new(threads)?;
+        let threads = shared(threads)?;
         let mut memory = Memory::new(&kernel, threads.count());
         let mut call = |entry: &Entry| {
             let refuse = |it| Error::Symbol(object.to_owned(), entry.symbol.clone(), it);
@@ -103,7 +121,7 @@ impl Runner {
         };
         let prepares = kernel.packed.iter().map(|it| call(&it.prepare)).collect::<Result<_, _>>()?;
         let stages = kernel.stages.iter().map(&mut call).collect::<Result<_, _>>()?;
-        let block = call(&kernel.block)?;
+        let block = [call(&kernel.block)?];
         Ok(Self { kernel, threads, prepares, stages, block, memory, _library: library })
     }
 
@@ -144,14 +162,10 @@ impl Runner {
 
     /// Packs the weights that are packed ahead.
     pub fn prepare(&mut self) {
-        self.prepares.iter().for_each(|it| it.run(&self.threads));
+        run_in_turn(&self.prepares, &self.threads);
     }
 
     pub fn run(&mut self) {
-        if self.threads.count() == 1 {
-            self.block.run(&self.threads);
-        } else {
-            self.stages.iter().for_each(|it| it.run(&self.threads));
-        }
+        run_in_turn(if self.threads.count() == 1 { &self.block } else { &self.stages }, &self.threads);
     }
 }

@@ -6,11 +6,14 @@ mod error;
 mod kernel;
 mod machine;
 mod product;
-mod threads;
 
 // The worker's own, so that both hold kernels against the same ceilings.
 #[path = "../../../../src/worker/measure/ceilings/loops.rs"]
 mod loops;
+
+// The worker's own too: units are shared among threads in one way.
+#[path = "../../../../src/worker/device/threads.rs"]
+mod threads;
 
 use error::Error;
 use kernel::Runner;
