@@ -85,7 +85,7 @@ pub fn main(command: Command) -> Result<Outcome, Error> {
 fn compile(asked: &mut Asked<'_>, asker: &Asker, args: &MatmulArgs, cpu: &CpuFacts) -> Result<Blobs, Error> {
     let &MatmulArgs { m, n, k, .. } = args;
     let name = "matmul".to_owned();
-    let block = BlockSpec::Matmul { m, n, k, bias: false, activation: None, dtype: Dtype::F32 };
+    let block = BlockSpec::Matmul { m, n, k, b: Default::default(), bias: false, activation: None, dtype: Dtype::F32 };
     let ir = ActionKind::Ir { name: name.clone(), block, passes: Pass::ALL.to_vec(), origins: BTreeMap::new() };
     let mut inputs = asked.action(ir, Blobs::new(), StepKind::Ir)?;
     let stages: StageGraph = asked.value(&inputs, blob::STAGES)?;

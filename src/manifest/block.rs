@@ -4,7 +4,7 @@ use super::{
     BlockInstance, DEFAULT,
     error::{At, Problem, ProblemKind, SourceFile, shown},
     schema::{Kind, MAX_ELEMENTS, Place},
-    spec::{Activation, AttentionSpec, BlockSpec, Dtype, MlpSpec, NormKind, NormSpec, Origin, RowsSpec},
+    spec::{Activation, AttentionSpec, BlockSpec, Dtype, MlpSpec, NormKind, NormSpec, OperandB, Origin, RowsSpec},
     table::{self, Field, Fields, Item},
 };
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
@@ -176,6 +176,7 @@ fn spec(kind: Kind, fields: &Fields, picks: &[Pick]) -> Option<BlockSpec> {
         eps: fields.number("norm-eps").unwrap_or(1e-5),
     };
     let bias = flag("bias", kind != Kind::Matmul);
+    let b = fields.text("b").and_then(OperandB::from_name).unwrap_or_default();
     let attention = || {
         let (d_model, heads) = (size("d-model")?, size("heads")?);
         Some(AttentionSpec {
@@ -208,7 +209,7 @@ fn spec(kind: Kind, fields: &Fields, picks: &[Pick]) -> Option<BlockSpec> {
         Kind::Microblock => BlockSpec::Microblock { m: picked("m")?, n: size("n")?, k: size("k")?, bias, norm, dtype },
         Kind::Attention => BlockSpec::Attention { rows: rows()?, attention: attention()?, dtype },
         Kind::Mlp => BlockSpec::Mlp { rows: rows()?, mlp: mlp()?, dtype },
-        Kind::Matmul => BlockSpec::Matmul { m: picked("m")?, n: size("n")?, k: size("k")?, bias, activation, dtype },
+        Kind::Matmul => BlockSpec::Matmul { m: picked("m")?, n: size("n")?, k: size("k")?, b, bias, activation, dtype },
         Kind::LayerNorm => BlockSpec::LayerNorm { rows: rows()?, d_model: size("d-model")?, norm, dtype },
     })
 }

@@ -1,6 +1,7 @@
 //! What a manifest may say: one table of keys with their types, ranges and meanings. The checks, the suggestions in error
 //! messages and the JSON Schema for editors are derived from it. It must not know where a value was written.
 
+use super::spec::OperandB;
 use serde_json::{Map, Value, json};
 use std::fmt;
 
@@ -434,6 +435,15 @@ const BLOCK: &[BlockKey] = &[
         key: Key { name: "k", accepts: Accepts::Size, doc: "Columns of the activations, rows of the weights [k, n]." },
         required: PRODUCTS,
         optional: &[],
+    },
+    BlockKey {
+        key: Key {
+            name: "b",
+            accepts: Accepts::Choice { names: &OperandB::NAMES },
+            doc: "What the right-hand matrix [k, n] is: a `weight`, which may be packed before the calls, or an `input`, given with every call. Default: `weight`.",
+        },
+        required: &[],
+        optional: &[Matmul],
     },
     BlockKey {
         key: Key { name: "d-model", accepts: Accepts::Size, doc: "Columns of the block's input and output." },

@@ -152,6 +152,29 @@ pub struct MlpSpec {
     pub bias: bool,
 }
 
+/// Where the right-hand matrix B of a product comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OperandB {
+    /// A parameter of the block, given once: it may be packed when the kernel is prepared.
+    #[default]
+    Weight,
+    /// Given with every call.
+    Input,
+}
+
+impl OperandB {
+    pub const NAMES: [&'static str; 2] = ["weight", "input"];
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "weight" => Some(Self::Weight),
+            "input" => Some(Self::Input),
+            _ => None,
+        }
+    }
+}
+
 /// One block, fully resolved: one value for every field, one instance for every combination of list values.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
@@ -166,8 +189,8 @@ pub enum BlockSpec {
     Attention { rows: RowsSpec, attention: AttentionSpec, dtype: Dtype },
     /// act(x W1 + b1) W2 + b2: the sub-layer, without norm and residual.
     Mlp { rows: RowsSpec, mlp: MlpSpec, dtype: Dtype },
-    /// act(x W + b), x: [m, k], W: [k, n].
-    Matmul { m: usize, n: usize, k: usize, bias: bool, activation: Option<Activation>, dtype: Dtype },
+    /// act(x W + bias), x: [m, k], W: [k, n], of which `b` says whether it is a weight.
+    Matmul { m: usize, n: usize, k: usize, b: OperandB, bias: bool, activation: Option<Activation>, dtype: Dtype },
     /// norm(x), x: [batch * seq, d-model]. The kind is `layer-norm`; `norm = "rms-norm"` selects the other one.
     LayerNorm { rows: RowsSpec, d_model: usize, norm: NormSpec, dtype: Dtype },
 }

@@ -6,7 +6,7 @@ use super::{
     schedule::{
         AttentionSchedule, Dot, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, PackB, Schedule,
     },
-    stage::{Stage, StageGraph, StageOp},
+    stage::{Role, Stage, StageGraph, StageOp},
 };
 use crate::{
     host::{CpuFacts, Device},
@@ -51,6 +51,7 @@ pub fn resolve(graph: &StageGraph, stage: &Stage, plan: &Plan, device: &Device) 
         Schedule::plain(&stage.op, dtype, device)
     };
     check(stage, dtype, &schedule, device)?;
+    check_operands(graph, stage, &schedule)?;
     Ok(schedule)
 }
 
@@ -60,6 +61,23 @@ pub fn check(stage: &Stage, dtype: Dtype, schedule: &Schedule, device: &Device) 
         Device::Cpu(cpu) => check_cpu(stage, dtype, schedule, cpu),
         Device::Gpu(gpu) => super::gpu::check(stage, dtype, schedule, gpu),
     }
+}
+
+/// Checks what `schedule` asks of the tensors of `graph` that `stage` reads: only what is given once can be packed ahead.
+pub fn check_operands(graph: &StageGraph, stage: &Stage, schedule: &Schedule) -> Result<(), PlanError> {
+    let (Schedule::Matmul(MatmulSchedule { pack_b: PackB::Ahead, .. }), [_, b, ..]) = (schedule, &stage.inputs[..]) else {
+        return Ok(());
+    };
+    let b = graph.tensor(*b);
+    if b.role == Role::Weight {
+        return Ok(());
+    }
+    Err(PlanError::Violation(Violation {
+        stage: stage.name.clone(),
+        knob: "pack-b".to_owned(),
+        value: "ahead".to_owned(),
+        rule: format!("packs a weight before the calls: `{}` is given with every call, so it is during or never", b.name),
+    }))
 }
 
 /// `schedule` is of no kernel that computes `stage`.
@@ -78,8 +96,8 @@ fn check_cpu(stage: &Stage, dtype: Dtype, schedule: &Schedule, cpu: &CpuFacts) -
     }
     let knobs = Knobs { stage: &stage.name, device: cpu };
     match (&stage.op, schedule) {
-        (StageOp::Matmul { .. }, Schedule::Matmul(it)) => knobs.matmul("", dtype, it)?,
-        (StageOp::Mlp { .. }, Schedule::Mlp(it)) => knobs.mlp(dtype, it)?,
+        (&StageOp::Matmul { n, k, .. }, Schedule::Matmul(it)) => knobs.matmul("", (n, k), dtype, it)?,
+        (&StageOp::Mlp { d_model, d_ff, .. }, Schedule::Mlp(it)) => knobs.mlp((d_model, d_ff), dtype, it)?,
         (StageOp::Attention { .. }, Schedule::Attention(it)) => knobs.attention(it)?,
         (StageOp::LayerNorm { .. } | StageOp::RmsNorm { .. }, Schedule::Norm(NormSchedule { lanes, unroll }))
         | (
@@ -175,14 +193,14 @@ impl Knobs<'_, CpuFacts> {
         }
         if s.pack_b == PackB::Never {
             let rule =
-                format!("needs `{prefix}pack-b` = ahead: packing puts the rows of B side by side that make pairs");
+                format!("needs `{prefix}pack-b` = ahead or during: packing puts the rows of B side by side that make pairs");
             return Err(self.violation(&knob, value, rule));
         }
         self.range(&format!("{prefix}lanes"), s.lanes, 4, 16, "vectors that `dot` = pairs has")?;
         self.multiple(&format!("{prefix}kc"), s.kc, "elements of a pair", s.dot.terms())
     }
 
-    fn matmul(&self, prefix: &str, dtype: Dtype, s: &MatmulSchedule) -> Result<(), Violation> {
+    fn matmul(&self, prefix: &str, (n, k): (usize, usize), dtype: Dtype, s: &MatmulSchedule) -> Result<(), Violation> {
         let knob = |name: &str| format!("{prefix}{name}");
         self.lanes(&knob("lanes"), s.lanes)?;
         self.multiple(&knob("nr"), s.nr, &knob("lanes"), s.lanes)?;
@@ -200,12 +218,25 @@ impl Knobs<'_, CpuFacts> {
                 return Err(self.violation(&knob("mc"), s.mc, rule));
             }
         }
+        if s.pack_b == PackB::During {
+            // No more than the product has: `nc` and `kc` may go beyond that.
+            let steps = s.kc.min(k).div_ceil(s.dot.terms());
+            let (bytes, limit) = (s.nc.min(n.next_multiple_of(s.nr)) * steps * 4, self.device.l2.max(self.device.l3));
+            if bytes > limit {
+                let rule = format!(
+                    "with `{prefix}pack-b` = during and `{prefix}kc` = {} packs {bytes} bytes of B at a time: the largest cache \
+                     has {limit}",
+                    s.kc
+                );
+                return Err(self.violation(&knob("nc"), s.nc, rule));
+            }
+        }
         Ok(())
     }
 
-    fn mlp(&self, dtype: Dtype, s: &MlpSchedule) -> Result<(), Violation> {
-        self.matmul("up.", dtype, &s.up)?;
-        self.matmul("down.", dtype, &s.down)?;
+    fn mlp(&self, (d_model, d_ff): (usize, usize), dtype: Dtype, s: &MlpSchedule) -> Result<(), Violation> {
+        self.matmul("up.", (d_ff, d_model), dtype, &s.up)?;
+        self.matmul("down.", (d_model, d_ff), dtype, &s.down)?;
         self.multiple("row-block", s.row_block, "up.mr", s.up.mr)?;
         if s.up.mr != s.down.mr {
             return Err(self.violation(

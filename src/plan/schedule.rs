@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 pub enum PackB {
     /// Packed into column panels once, by the kernel's prepare entry.
     Ahead,
+    /// Packed into column panels by the kernel itself, a block of `nc` columns and `kc` depth at a time; 16 bits as f32.
+    During,
     /// Read where it lies, row by row.
     Never,
 }
@@ -77,14 +79,14 @@ pub struct MatmulSchedule {
     pub kc: usize,
     /// Steps of the depth loop written out in the loop body.
     pub unroll: usize,
-    /// With pairs `kc` is even, and B packed ahead.
+    /// With pairs `kc` is even, and B packed.
     pub dot: Dot,
     pub order: TileOrder,
     /// Copy each block of A next to each other, rows padded against cache-set conflicts.
     pub pack_a: bool,
     pub pack_b: PackB,
-    /// While the tiles of one packed panel of B run, ask for the next panel. Acts with packed B, columns outside, and an
-    /// `unroll` that divides a cache line of 16 elements.
+    /// Where B is packed ahead: while the tiles of one panel run, ask for the next. Acts with columns outside and an `unroll`
+    /// that divides a cache line of 16 elements. Where the kernel packs B: ask for rows of it before they are copied.
     pub prefetch: bool,
     pub split: Split,
 }

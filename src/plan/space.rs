@@ -22,7 +22,7 @@ pub use walk::Walk;
 use super::{
     constraint,
     schedule::Schedule,
-    stage::{Stage, StageOp, TensorId},
+    stage::{Stage, StageGraph, StageOp, TensorId},
 };
 use crate::{host::Device, manifest::spec::Dtype};
 use rand::{Rng, RngExt};
@@ -48,6 +48,8 @@ pub struct Space {
     dtype: Dtype,
     device: Device,
     families: Vec<Family>,
+    /// Where the operands are known.
+    operation: Option<StageGraph>,
 }
 
 impl Space {
@@ -60,12 +62,20 @@ impl Space {
         };
         let (inputs, output) = (Vec::new(), TensorId(0));
         let stage = Stage { name: "op".to_owned(), op: op.clone(), inputs, output, scheduled: true };
-        let mut space = Self { stage, dtype, device: device.clone(), families };
+        let mut space = Self { stage, dtype, device: device.clone(), families, operation: None };
         // What the device cannot do, or not with this shape, leaves a family without a legal point.
         let one = |family: usize| Walk::only(&space, family).next(&space).is_some();
         let any: Vec<bool> = (0..space.families.len()).map(one).collect();
         let mut any = any.into_iter();
         space.families.retain(|_| any.next().unwrap_or(false));
+        space
+    }
+
+    /// The space of an operation alone ([`super::operation`]), whose operands decide what is legal too.
+    pub fn of_operation(operation: &StageGraph, device: &Device, hybrid_softmax: bool) -> Self {
+        let stage = &operation.stages[0];
+        let mut space = Self::of(&stage.op, operation.tensor(stage.output).dtype, device, hybrid_softmax);
+        space.operation = Some(operation.clone());
         space
     }
 
@@ -126,7 +136,9 @@ impl Space {
 
     /// Whether a schedule, of the space or not, may be generated.
     pub fn is_legal(&self, schedule: &Schedule) -> bool {
+        let of_operands = |it: &StageGraph| constraint::check_operands(it, &it.stages[0], schedule).is_ok();
         constraint::check(&self.stage, self.dtype, schedule, &self.device).is_ok()
+            && self.operation.as_ref().is_none_or(of_operands)
     }
 
     fn canonical(&self, family: usize, choices: &[usize]) -> Point {

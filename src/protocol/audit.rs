@@ -280,7 +280,7 @@ mod tests {
     }
 
     fn matmul(m: usize) -> BlockSpec {
-        BlockSpec::Matmul { m, n: 4, k: 4, bias: false, activation: None, dtype: Dtype::F32 }
+        BlockSpec::Matmul { m, n: 4, k: 4, b: Default::default(), bias: false, activation: None, dtype: Dtype::F32 }
     }
 
     fn crash() -> Rejection {

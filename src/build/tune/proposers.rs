@@ -26,9 +26,7 @@ pub fn proposer(tuning: &Tuning, problem: &Problem, context: &Context<'_>) -> Re
 }
 
 fn language_model(tuning: &Tuning, problem: &Problem, context: &Context<'_>) -> Result<Box<dyn Proposer>, Stop> {
-    let stage = problem.stage();
-    let dtype = problem.operation.tensor(stage.output).dtype;
-    let space = Space::of(&stage.op, dtype, &problem.device, problem.hybrid_softmax);
+    let space = Space::of_operation(&problem.operation, &problem.device, problem.hybrid_softmax);
     let knobs = serde_json::to_value(space.describe()).unwrap_or_default();
     let access = settings(&tuning.llm).resolve(|name| env::var(name).ok());
     // A handle of its own: a proposer outlives what it borrows.

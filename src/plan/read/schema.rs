@@ -61,7 +61,7 @@ mod tests {
         assert_eq!(attention["anyOf"].as_array().unwrap().len(), 1);
         assert_eq!(attention["anyOf"][0]["required"], json!(["kernel", "method", "tile-q", "tile-k", "threads"]));
         let mlp = schema("mlp", &|_| true).unwrap();
-        assert_eq!(mlp["properties"]["down"]["properties"]["pack-b"]["enum"], json!(["ahead", "never"]));
+        assert_eq!(mlp["properties"]["down"]["properties"]["pack-b"]["enum"], json!(["ahead", "during", "never"]));
         assert_eq!(mlp["additionalProperties"], json!(false));
         assert_eq!(schema("conv", &|_| true), None);
     }

@@ -28,7 +28,7 @@ const MATMUL: Table = &[
     ("dot", Word(&["fma", "pairs"])),
     ("order", Word(&["columns-outside", "rows-outside"])),
     ("pack-a", Flag),
-    ("pack-b", Word(&["ahead", "never"])),
+    ("pack-b", Word(&["ahead", "during", "never"])),
     ("prefetch", Flag),
     ("split", Word(&["rows", "columns"])),
 ];

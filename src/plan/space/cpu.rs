@@ -67,9 +67,9 @@ fn matmul((m, n, k): (usize, usize, usize), dtype: Dtype, cpu: &CpuFacts) -> Vec
         Knob::word("dot", if pairs { &["fma", "pairs"] } else { &["fma"] }),
         Knob::word("order", &["columns-outside", "rows-outside"]),
         Knob::flag("pack-a"),
-        Knob::word("pack-b", &["ahead", "never"]),
-        Knob::flag("prefetch").only_where("`pack-b` is ahead and `order` is columns-outside", |it| {
-            it.is("pack-b", "ahead") && it.is("order", "columns-outside")
+        Knob::word("pack-b", &["ahead", "during", "never"]),
+        Knob::flag("prefetch").only_where("`pack-b` is during, or ahead and `order` is columns-outside", |it| {
+            it.is("pack-b", "during") || it.is("pack-b", "ahead") && it.is("order", "columns-outside")
         }),
     ]
 }

@@ -57,8 +57,8 @@ pub fn blocks() -> Vec<(&'static str, BlockSpec)> {
         ("attention", BlockSpec::Attention { rows: ROWS, attention: MULTI_HEAD, dtype }),
         ("mlp", BlockSpec::Mlp { rows: ROWS, mlp: PLAIN_MLP, dtype }),
         ("gated-mlp", BlockSpec::Mlp { rows: ROWS, mlp: GATED_MLP, dtype }),
-        ("matmul", BlockSpec::Matmul { m, n, k, bias: false, activation: None, dtype }),
-        ("matmul-gelu", BlockSpec::Matmul { m, n, k, bias: true, activation: gelu, dtype }),
+        ("matmul", BlockSpec::Matmul { m, n, k, b: Default::default(), bias: false, activation: None, dtype }),
+        ("matmul-gelu", BlockSpec::Matmul { m, n, k, b: Default::default(), bias: true, activation: gelu, dtype }),
         ("layer-norm", BlockSpec::LayerNorm { rows: ROWS, d_model: 8, norm: LAYER_NORM, dtype }),
         ("rms-norm", BlockSpec::LayerNorm { rows: ROWS, d_model: 8, norm: RMS_NORM, dtype }),
     ]

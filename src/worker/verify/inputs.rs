@@ -145,6 +145,7 @@ pub fn rope_table(table: &mut [f32], half: usize, theta: f64, f: fn(f64) -> f64)
 /// Fills every input and weight of the graph: `x` standard normal, matrices normal with variance 1/K so that activations
 /// keep their size, gains around 1, biases large enough that a dropped one is seen, rotary tables of base `rope_theta`.
 pub fn fill(tensors: &mut dyn Tensors, rope_theta: f64, seed: u64) {
+    let second_factors: Vec<TensorId> = tensors.graph().stages.iter().filter_map(second_factor).collect();
     for index in 0..tensors.graph().tensors.len() {
         let tensor = &tensors.graph().tensors[index];
         let (role, shape, name, dtype) = (tensor.role, tensor.shape.clone(), tensor.name.clone(), tensor.dtype);
@@ -152,6 +153,10 @@ pub fn fill(tensors: &mut dyn Tensors, rope_theta: f64, seed: u64) {
         let data = tensors.tensor_mut(TensorId(index));
         match (role, shape.as_slice()) {
             (Role::Value | Role::Output, _) => {}
+            (Role::Input, &[depth, _]) if second_factors.contains(&TensorId(index)) => {
+                let scale = 1.0 / (depth as f32).sqrt();
+                data.fill_with(|| scale * source.normal());
+            }
             (Role::Input, _) => data.fill_with(|| source.normal()),
             (Role::Weight, &[_, half]) if name == "rope.cos" => rope_table(data, half, rope_theta, f64::cos),
             (Role::Weight, &[_, half]) if name == "rope.sin" => rope_table(data, half, rope_theta, f64::sin),
@@ -166,6 +171,11 @@ pub fn fill(tensors: &mut dyn Tensors, rope_theta: f64, seed: u64) {
     }
 }
 
+/// The B of a product, where it may be an input.
+fn second_factor(stage: &Stage) -> Option<TensorId> {
+    if matches!(stage.op, StageOp::Matmul { .. }) { stage.inputs.get(1).copied() } else { None }
+}
+
 /// Rounds to what a tensor of this type stores, so that whoever reads what was drawn reads what the candidate is given.
 fn round(data: &mut [f32], dtype: Dtype) {
     if dtype != Dtype::F32 {
@@ -177,7 +187,9 @@ fn round(data: &mut [f32], dtype: Dtype) {
 pub fn fill_stage(tensors: &mut dyn Tensors, stage: &Stage, regime: Regime, seed: u64) {
     for (position, &id) in stage.inputs.iter().enumerate() {
         let tensor = tensors.graph().tensor(id);
-        if tensor.role == Role::Weight {
+        // A product's B is drawn with the weights, whose magnitude it has, also where it is an input: two factors of the size of
+        // a regime would have results of its square.
+        if tensor.role == Role::Weight || Some(id) == second_factor(stage) {
             continue;
         }
         let (width, dtype) = (tensor.shape.last().copied().unwrap_or(1), tensor.dtype);

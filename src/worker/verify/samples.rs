@@ -1,7 +1,7 @@
 //! Blocks and their stage graphs for the verifier's tests, small enough for the naive interpreter.
 
 use kernelforge::{
-    manifest::spec::{Activation, AttentionSpec, BlockSpec, Dtype, MlpSpec, NormKind, NormSpec, RowsSpec},
+    manifest::spec::{Activation, AttentionSpec, BlockSpec, Dtype, MlpSpec, NormKind, NormSpec, OperandB, RowsSpec},
     plan::stage::{Role, Stage, StageGraph, StageOp, Tensor, TensorId},
 };
 
@@ -137,9 +137,13 @@ pub fn graph(block: &BlockSpec) -> StageGraph {
             let product = it.matmul("matmul", x, ("w", bias.then_some("b")), (m, n, k));
             it.norm("norm", product, m, n, norm)
         }
-        BlockSpec::Matmul { m, n, k, bias, activation, .. } => {
+        BlockSpec::Matmul { m, n, k, b, bias, activation, .. } => {
             let x = input(&mut it, m, k);
             let y = it.matmul("matmul", x, ("w", bias.then_some("b")), (m, n, k));
+            if b == OperandB::Input {
+                let w = it.graph.stages.last().map_or(x, |it| it.inputs[1]);
+                it.graph.tensors[w.0].role = Role::Input;
+            }
             if let Some(StageOp::Matmul { activation: fused, .. }) = it.graph.stages.last_mut().map(|it| &mut it.op) {
                 *fused = activation;
             }
@@ -225,7 +229,7 @@ pub fn all() -> Vec<BlockSpec> {
     let rows = RowsSpec { batch: 2, seq: 16 };
     let bert = AttentionSpec { causal: false, ..attention };
     let dtype = DTYPE;
-    let matmul = |m, n, k, activation| BlockSpec::Matmul { m, n, k, bias: true, activation, dtype };
+    let matmul = |m, n, k, activation| BlockSpec::Matmul { m, n, k, b: Default::default(), bias: true, activation, dtype };
     let mut blocks = vec![
         gpt(),
         llama(),
@@ -233,7 +237,7 @@ pub fn all() -> Vec<BlockSpec> {
         BlockSpec::Attention { rows, attention: bert, dtype },
         BlockSpec::Microblock { m: 7, n: 33, k: 65, bias: true, norm: RMS_NORM, dtype },
         BlockSpec::LayerNorm { rows, d_model: 100, norm: NormSpec { eps: 1e-12, ..LAYER_NORM }, dtype },
-        BlockSpec::Matmul { m: 1, n: 17, k: 1, bias: false, activation: None, dtype },
+        BlockSpec::Matmul { m: 1, n: 17, k: 1, b: Default::default(), bias: false, activation: None, dtype },
     ];
     for activation in Activation::ALL {
         blocks.push(matmul(9, 31, 130, Some(activation)));

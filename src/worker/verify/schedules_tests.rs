@@ -238,7 +238,7 @@ fn tiles() -> impl Strategy<Value = (usize, usize, usize)> {
 fn matmul_with((mr, nr, lanes): (usize, usize, usize)) -> impl Strategy<Value = MatmulSchedule> {
     let blocks = (1usize..5, 1usize..4, 1usize..40, 1usize..=16);
     let order = select(vec![TileOrder::ColumnsOutside, TileOrder::RowsOutside]);
-    let pack_b = select(vec![PackB::Ahead, PackB::Never]);
+    let pack_b = select(vec![PackB::Ahead, PackB::During, PackB::Never]);
     let split = select(vec![Split::Rows, Split::Columns]);
     (blocks, order, any::<bool>(), pack_b, any::<bool>(), split).prop_map(
         move |((tall, wide, kc, unroll), order, pack_a, pack_b, prefetch, split)| MatmulSchedule {
@@ -323,7 +323,7 @@ fn matmuls_of_any_legal_schedule_are_accepted() {
         let shape = (around(it.mr, 70), around(it.nr, 170), around(it.kc, 90));
         let activation = prop_oneof![Just(None), select(Activation::ALL.to_vec()).prop_map(Some)];
         (shape, any::<bool>(), activation).prop_map(move |((m, n, k), bias, activation)| {
-            let block = BlockSpec::Matmul { m, n, k, bias, activation, dtype: samples::DTYPE };
+            let block = BlockSpec::Matmul { m, n, k, b: Default::default(), bias, activation, dtype: samples::DTYPE };
             (block, Schedules { matmul: Some(it.clone()), ..Schedules::default() })
         })
     });

@@ -157,7 +157,7 @@ fn what_a_wide_bound_would_let_through_is_seen_on_exact_inputs() {
     let mlp = MlpSpec { d_model: 400, d_ff: 900, activation: Activation::Gelu, gated: false, bias: true };
     let gated = MlpSpec { gated: true, bias: false, ..mlp };
     let activation = Some(Activation::Gelu);
-    let matmul = BlockSpec::Matmul { m: 3, n: 300, k: 800, bias: true, activation, dtype };
+    let matmul = BlockSpec::Matmul { m: 3, n: 300, k: 800, b: Default::default(), bias: true, activation, dtype };
     for block in [matmul, BlockSpec::Mlp { rows, mlp, dtype }, BlockSpec::Mlp { rows, mlp: gated, dtype }] {
         for wrong in [Wrong::TanhForErf, Wrong::HalfPrecision, Wrong::FewerTerms] {
             let found = rejecting(&block, wrong);

@@ -297,7 +297,7 @@ fn every_field_of_every_kind_of_block_is_a_part_of_its_own() {
         BlockSpec::Microblock { m: 2, n: 3, k: 4, bias: true, norm, dtype },
         BlockSpec::Attention { rows, attention, dtype },
         BlockSpec::Mlp { rows, mlp, dtype },
-        BlockSpec::Matmul { m: 2, n: 3, k: 4, bias: true, activation, dtype },
+        BlockSpec::Matmul { m: 2, n: 3, k: 4, b: Default::default(), bias: true, activation, dtype },
         BlockSpec::LayerNorm { rows, d_model: 768, norm, dtype },
     ];
     let keys: BTreeSet<_> = specs.iter().map(|it| block_parts(it).key()).collect();

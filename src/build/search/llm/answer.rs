@@ -104,7 +104,9 @@ fn schedule(item: Value, path: &str, problem: &Problem) -> Result<Schedule, Stri
     }
     let stage = problem.stage();
     let dtype = problem.operation.tensor(stage.output).dtype;
-    constraint::check(stage, dtype, &schedule, &problem.device).map_err(|it| format!("`{path}`: {it}"))?;
+    constraint::check(stage, dtype, &schedule, &problem.device)
+        .and_then(|()| constraint::check_operands(&problem.operation, stage, &schedule))
+        .map_err(|it| format!("`{path}`: {it}"))?;
     Ok(schedule)
 }
 

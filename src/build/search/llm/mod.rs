@@ -165,7 +165,8 @@ impl Llm {
         let stage = self.problem.stage();
         let dtype = self.problem.operation.tensor(stage.output).dtype;
         for schedule in &self.problem.seeds {
-            let legal = constraint::check(stage, dtype, schedule, &self.problem.device).is_ok();
+            let legal = constraint::check(stage, dtype, schedule, &self.problem.device).is_ok()
+                && constraint::check_operands(&self.problem.operation, stage, schedule).is_ok();
             if legal && self.seen.insert(schedule.clone()) {
                 self.queue.push_back(Proposal::new(schedule.clone(), "llm: seed"));
             }

@@ -34,9 +34,7 @@ pub struct Known {
 
 impl Known {
     pub fn new(problem: &Problem) -> Self {
-        let stage = problem.stage();
-        let dtype = problem.operation.tensor(stage.output).dtype;
-        let space = Space::of(&stage.op, dtype, &problem.device, problem.hybrid_softmax);
+        let space = Space::of_operation(&problem.operation, &problem.device, problem.hybrid_softmax);
         // Whoever runs the search tries the heuristic's schedule first.
         let seen = HashSet::from([problem.heuristic.clone()]);
         Self { walk: Walk::new(&space), space, seed: problem.seed, seen, tried: Vec::new() }

@@ -149,7 +149,7 @@ fn products() {
     for (m, n, k) in
         [(1usize, 4096usize, 4096usize), (1, 3072, 768), (128, 768, 768), (128, 3072, 768), (128, 768, 3072)]
     {
-        let block = BlockSpec::Matmul { m, n, k, bias: false, activation: None, dtype };
+        let block = BlockSpec::Matmul { m, n, k, b: Default::default(), bias: false, activation: None, dtype };
         compare(&format!("{m}x{n}x{k}"), &block, 2.0 * (m * n * k) as f64, 60);
     }
 }

@@ -147,7 +147,7 @@ fn sums_over_depth_blocks_are_not_rounded_in_between() {
     for (activation, dtype) in
         [None, Some(Activation::GeluTanh)].into_iter().flat_map(|it| HALVES.map(|dtype| (it, dtype)))
     {
-        let block = BlockSpec::Matmul { m: 19, n: 9 * lanes + 3, k: 1000, bias: true, activation, dtype };
+        let block = BlockSpec::Matmul { m: 19, n: 9 * lanes + 3, k: 1000, b: Default::default(), bias: true, activation, dtype };
         let graph = graph(&block, dtype);
         for order in [TileOrder::ColumnsOutside, TileOrder::RowsOutside] {
             for split in [Split::Columns, Split::Rows] {
@@ -189,7 +189,7 @@ fn pairs_of_bf16_are_multiplied_right() {
     }
     for (k, pack_a) in [1, 2, 3, 31, 33, 64, 97].into_iter().flat_map(|k| [(k, false), (k, true)]) {
         for activation in [None, Some(Activation::GeluTanh)] {
-            let block = BlockSpec::Matmul { m: 19, n: 3 * lanes + 5, k, bias: true, activation, dtype: Dtype::Bf16 };
+            let block = BlockSpec::Matmul { m: 19, n: 3 * lanes + 5, k, b: Default::default(), bias: true, activation, dtype: Dtype::Bf16 };
             let graph = graph(&block, Dtype::Bf16);
             for kc in [16, 128] {
                 check(&graph, &planned(&graph, &pairs(lanes, kc, pack_a)));
@@ -232,7 +232,7 @@ fn pairs_are_refused_where_they_cannot_be_had() {
     let message = refusal(Dtype::F32, &cpu, &legal);
     assert!(message.contains("`dot` = pairs multiplies bf16: the stage's tensors are f32"), "{message}");
     let message = refusal(Dtype::Bf16, &cpu, &MatmulSchedule { pack_b: PackB::Never, ..legal.clone() });
-    assert!(message.contains("`dot` = pairs needs `pack-b` = ahead"), "{message}");
+    assert!(message.contains("`dot` = pairs needs `pack-b` = ahead or during"), "{message}");
     let message = refusal(Dtype::Bf16, &cpu, &MatmulSchedule { kc: 21, ..legal.clone() });
     assert!(message.contains("`kc` = 21 is not a positive multiple of"), "{message}");
     let message = refusal(Dtype::Bf16, &cpu, &pairs(2, 20, false));

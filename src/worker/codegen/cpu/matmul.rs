@@ -1,12 +1,15 @@
 //! The macro-kernel: the loops around the micro-kernel that keep a block of A and a panel of B in cache.
 //!
 //! ```text
-//! for each block of `nc` columns, of `kc` depth, of `mc` rows:
-//!   copy A's block row by row (pack-a)          rows KC + 16 apart: no two rows of a tile share a cache set
-//!   for each column panel, for each row tile    (or the other way round)
-//!     micro-kernel: C tile (+)= A tile * B panel; on the last depth block bias, activation and so on
+//! for each block of `nc` columns, of `kc` depth:
+//!   copy B's block in panels (pack-b = during)
+//!   for each block of `mc` rows:
+//!     copy A's block row by row (pack-a)          rows KC + 16 apart: no two rows of a tile share a cache set
+//!     for each column panel, for each row tile    (or the other way round)
+//!       micro-kernel: C tile (+)= A tile * B panel; on the last depth block bias, activation and so on
 //! ```
-//! B is packed ahead into panels of `nr` columns, zero-padded to whole vectors, or read where it lies.
+//! B is packed into panels of `nr` columns, zero-padded to whole vectors: ahead, or here, block by block; or it is read where it
+//! lies.
 //!
 //! Of operands of 16 bits a copy of A is f32, so that a row's element is widened once and not for every panel: without the copy a
 //! product of 128x3072x768 takes three times as long. Packed weights stay as they are and are widened in registers: half the bytes
@@ -21,6 +24,7 @@
 use super::{
     emit::{Code, Kind, Lanes, Mem, Val},
     micro::{Epilogue, Micro, MicroKernels, Operands},
+    pack::{Depth, Source},
 };
 pub use kernelforge::plan::schedule::MatmulSchedule as Schedule;
 use kernelforge::{
@@ -52,7 +56,7 @@ pub struct Product<'a> {
 #[derive(Clone, Copy)]
 pub struct Buffers {
     pub a: (Mem, Val),
-    /// Packed if the schedule packs, else [k, n] row-major.
+    /// Packed if the schedule packs ahead, else [k, n] row-major.
     pub b: Mem,
     pub c: (Mem, Val),
     pub bias: Option<Mem>,
@@ -60,15 +64,6 @@ pub struct Buffers {
     pub residual: Option<(Mem, Val)>,
     /// At least [`Product::workspace`] elements.
     pub workspace: Option<(Mem, Val)>,
-}
-
-/// The buffer of a weight [k, n] of this type that is packed for `schedule`.
-pub fn packed(n: usize, k: usize, element: Dtype, schedule: &Schedule) -> Kind {
-    let len = n.next_multiple_of(schedule.nr) * k.div_ceil(schedule.dot.terms());
-    match schedule.dot {
-        Dot::Fma => Kind { len, element },
-        Dot::Pairs => Kind { len, element: Dtype::F32 },
-    }
 }
 
 impl Product<'_> {
@@ -88,15 +83,27 @@ impl Product<'_> {
         }
     }
 
-    /// f32 elements of working memory for one thread: a block of A, then sums.
+    /// f32 elements of working memory for one thread: a block of A, a block of B, then sums.
     pub fn workspace(&self) -> usize {
-        self.packed_a() + self.sums()
+        self.packed_a() + self.packed_b() + self.sums()
     }
 
     /// Elements of a block of A: no more rows than there are.
     fn packed_a(&self) -> usize {
         let rows = self.schedule.mc.min(self.rows.next_multiple_of(self.schedule.mr));
-        if self.schedule.pack_a { rows * self.packed_stride() } else { 0 }
+        // Whole lines, so that B's panels begin with one.
+        if self.schedule.pack_a { (rows * self.packed_stride()).next_multiple_of(LINE) } else { 0 }
+    }
+
+    /// Elements of a block of B: no more panels, and no more depth, than there are.
+    fn packed_b(&self) -> usize {
+        let block = self.block_columns() * self.block_steps().min(self.steps());
+        if self.schedule.pack_b == PackB::During { block.next_multiple_of(LINE) } else { 0 }
+    }
+
+    /// Columns of a block, the last panel whole.
+    fn block_columns(&self) -> usize {
+        (self.schedule.nc / self.schedule.nr).clamp(1, self.panels()) * self.schedule.nr
     }
 
     /// Steps of the whole depth.
@@ -120,7 +127,7 @@ impl Product<'_> {
 
     /// Elements between rows of sums: a block of columns, and a cache line so that rows do not alias.
     fn sums_stride(&self) -> usize {
-        (self.schedule.nc / self.schedule.nr).clamp(1, self.panels()) * self.schedule.nr + ROW_PAD
+        self.block_columns() + ROW_PAD
     }
 
     /// Elements of the sums that depth blocks hand on, where C cannot hold them.
@@ -164,10 +171,11 @@ impl Product<'_> {
             let panel_end = code.offset(panel, panel_step);
             let panel_end = code.min(panel_end, panels.1);
             let mut depth_block = |code: &mut Code, start: Val, depth: usize, first: bool, last: bool| {
+                let b = self.pack_b(code, buffers, (panel, panel_end), Depth { start, steps: depth, last });
                 code.for_(rows.0, rows.1, row_step, |code, row| {
                     let row_end = code.offset(row, row_step);
                     let row_end = code.min(row_end, rows.1);
-                    let block = Block { product: self, buffers, origin: (rows.0, panel), start, depth, first, last };
+                    let block = Block { product: self, buffers, b, origin: (rows.0, panel), start, depth, first, last };
                     block.emit(code, micros, (row, row_end), (panel, panel_end));
                 });
             };
@@ -186,68 +194,13 @@ impl Product<'_> {
         });
     }
 
-    /// Emits the packing of the units (column panels) `begin..end` of a weight [k, n] into panels.
-    pub fn emit_pack(
-        code: &mut Code,
-        (n, k): (usize, usize),
-        s: &Schedule,
-        source: Mem,
-        target: Mem,
-        begin: Val,
-        end: Val,
-    ) {
-        let (panels, tail, steps) = (n.div_ceil(s.nr), n % s.nr, k.div_ceil(s.dot.terms()));
-        code.with_lanes(s.lanes, |code| {
-            code.for_(begin, end, 1, |code, panel| {
-                let (column, panel_at) = (code.times(panel, s.nr), code.times(panel, s.nr * steps));
-                let copy = |code: &mut Code, columns: usize| {
-                    // `terms` rows of B make one of the panel; the last may have fewer.
-                    let step_of = |code: &mut Code, step: Val, rows: usize| {
-                        let from = code.times(step, s.dot.terms() * n);
-                        let from = code.add(from, column);
-                        let to = code.times(step, s.nr);
-                        let to = code.add(to, panel_at);
-                        for vector in 0..s.nr / s.lanes {
-                            let valid = columns.saturating_sub(vector * s.lanes).min(s.lanes);
-                            let load = |code: &mut Code, row: usize| {
-                                if valid == 0 || row >= rows {
-                                    return code.stored_zeros(source.element);
-                                }
-                                let at = code.offset(from, row * n + vector * s.lanes);
-                                let lanes = code.first_lanes(valid);
-                                code.load_stored(source, at, lanes)
-                            };
-                            let first = load(code, 0);
-                            let value = match s.dot {
-                                Dot::Fma => first,
-                                Dot::Pairs => {
-                                    let second = load(code, 1);
-                                    code.paired(source.element, first, second)
-                                }
-                            };
-                            let at = code.offset(to, vector * s.lanes);
-                            code.store_stored(value, target, at);
-                        }
-                    };
-                    let (zero, whole) = (code.index(0), code.index(k / s.dot.terms()));
-                    code.for_(zero, whole, 1, |code, step| step_of(code, step, s.dot.terms()));
-                    if !k.is_multiple_of(s.dot.terms()) {
-                        step_of(code, whole, 1);
-                    }
-                };
-                if tail == 0 {
-                    copy(code, s.nr);
-                } else {
-                    let copy = std::cell::RefCell::new(copy);
-                    code.if_equal(
-                        panel,
-                        panels - 1,
-                        |code| copy.borrow_mut()(code, tail),
-                        |code| copy.borrow_mut()(code, s.nr),
-                    );
-                }
-            });
-        });
+    /// Emits the copy of a block of B, where the kernel packs; where it is.
+    fn pack_b(&self, code: &mut Code, buffers: Buffers, panels: (Val, Val), depth: Depth) -> Option<(Mem, Val)> {
+        let s = self.schedule;
+        let (workspace, at) = buffers.workspace.filter(|_| s.pack_b == PackB::During)?;
+        let at = code.offset(at, self.packed_a());
+        Source { n: self.n, k: self.k, schedule: s, mem: buffers.b }.emit_block(code, panels, depth, (workspace, at));
+        Some((workspace, at))
     }
 }
 
@@ -255,6 +208,8 @@ impl Product<'_> {
 struct Block<'a> {
     product: &'a Product<'a>,
     buffers: Buffers,
+    /// The copy of this block of B, which begins with its first panel.
+    b: Option<(Mem, Val)>,
     /// The row tile and the panel that the sums begin with.
     origin: (Val, Val),
     /// First step of the depth.
@@ -380,14 +335,19 @@ impl Block<'_> {
                 ((buffers.a.0, code.add(at, start)), product.lda)
             }
         };
-        let (b_at, ldb) = match s.pack_b {
-            PackB::Ahead => {
-                let (panel_at, depth_at) = (code.times(panel, s.nr * product.steps()), code.times(self.start, s.nr));
-                (code.add(panel_at, depth_at), s.nr)
+        let (b, b_at, ldb) = match (s.pack_b, self.b) {
+            (PackB::During, Some((copy, at))) => {
+                let panel_at = code.sub(panel, self.origin.1);
+                let panel_at = code.times(panel_at, s.nr * self.depth);
+                (copy, code.add(at, panel_at), s.nr)
             }
-            PackB::Never => {
+            (PackB::Ahead, _) => {
+                let (panel_at, depth_at) = (code.times(panel, s.nr * product.steps()), code.times(self.start, s.nr));
+                (buffers.b, code.add(panel_at, depth_at), s.nr)
+            }
+            (PackB::During | PackB::Never, _) => {
                 let depth_at = code.times(self.start, product.n);
-                (code.add(depth_at, left), product.n)
+                (buffers.b, code.add(depth_at, left), product.n)
             }
         };
         // A copy has a zero for what the last pair lacks.
@@ -403,7 +363,7 @@ impl Block<'_> {
         };
         let operands = Operands {
             a,
-            b: (buffers.b, b_at),
+            b: (b, b_at),
             c,
             sums: sums.filter(|_| self.last && !self.first),
             bias: buffers.bias.map(|mem| (mem, left)),
@@ -419,7 +379,7 @@ impl Block<'_> {
             vectors: columns.div_ceil(s.lanes),
             lanes: s.lanes,
             last: (columns - 1) % s.lanes + 1,
-            b_padded: s.pack_b == PackB::Ahead,
+            b_padded: s.pack_b != PackB::Never,
             unroll: s.unroll,
             dot: s.dot,
             odd,
@@ -432,7 +392,7 @@ impl Block<'_> {
             prefetch: if self.prefetches() { s.mc / s.mr } else { 0 },
             epilogue: self.last.then_some(product.epilogue),
             a: a.0.kind(),
-            b: buffers.b.kind(),
+            b: b.kind(),
             c: c.0.kind(),
             bias: Kind::of(buffers.bias),
             scale: Kind::NONE,
@@ -450,7 +410,7 @@ impl Block<'_> {
         let (down, right) = (code.times(down, s.mr * product.sums_stride()), code.times(right, s.nr));
         let at = code.add(at, down);
         let at = code.add(at, right);
-        Some((workspace, code.offset(at, product.packed_a())))
+        Some((workspace, code.offset(at, product.packed_a() + product.packed_b())))
     }
 
     /// While the row tiles of a block walk over one panel of B in L2, they ask for the next one: without that the first tile of

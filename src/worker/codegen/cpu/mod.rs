@@ -11,6 +11,8 @@ mod emit;
 mod given;
 #[cfg(test)]
 mod half_tests;
+#[cfg(test)]
+mod lab_tests;
 mod lower;
 mod math;
 mod matmul;
@@ -19,6 +21,7 @@ mod micro;
 mod mlp;
 mod module;
 mod norm;
+mod pack;
 #[cfg(test)]
 mod tests;
 

@@ -10,6 +10,7 @@ use super::{
     micro::{ActivationOrd, Epilogue, MicroKernels},
     mlp::{self, Mlp},
     norm::{self, Norm},
+    pack,
 };
 use kernelforge::{
     host::{CpuFacts, Device},
@@ -277,10 +278,10 @@ impl Module<'_> {
         (n, k): (usize, usize),
         schedule: &MatmulSchedule,
     ) -> Mem {
-        if schedule.pack_b == PackB::Never {
+        if schedule.pack_b != PackB::Ahead {
             return self.tensor(entry, id);
         }
-        let Kind { len, element } = matmul::packed(n, k, self.graph.tensor(id).dtype, schedule);
+        let Kind { len, element } = pack::packed(n, k, self.graph.tensor(id).dtype, schedule);
         let index = *self.packed_by.entry((id, schedule.nr, schedule.dot)).or_insert(self.packed.len());
         if index == self.packed.len() {
             let name = &self.graph.tensor(id).name;
@@ -290,7 +291,7 @@ impl Module<'_> {
             let source = self.tensor(&mut pack, id);
             let target = pack.buffer(Arg::Packed(index), len, element);
             let (begin, end) = (pack.begin, pack.end);
-            Product::emit_pack(&mut pack.code, (n, k), schedule, source, target, begin, end);
+            pack::Source { n, k, schedule, mem: source }.emit_pack(&mut pack.code, target, begin, end);
             let prepare = pack.finish(symbol, n.div_ceil(schedule.nr), 0, &mut self.text);
             self.packed.push(Packed { weight: id, bytes: len * element.bytes(), prepare });
         }

@@ -2,7 +2,7 @@
 
 use super::{super::dialect::Op, Builder};
 use kernelforge::{
-    manifest::spec::{AttentionSpec, BlockSpec, MlpSpec, NormKind, NormSpec, RowsSpec},
+    manifest::spec::{AttentionSpec, BlockSpec, MlpSpec, NormKind, NormSpec, OperandB, RowsSpec},
     protocol::Failure,
 };
 use melior::ir::{Type, Value, ValueLike, r#type::RankedTensorType};
@@ -26,7 +26,7 @@ pub fn emit<'c: 'a, 'a>(builder: &mut Builder<'c, 'a, '_>, spec: &BlockSpec) -> 
             builder.norm("norm", core, attention.heads.saturating_mul(attention.head_dim), norm)
         }
         BlockSpec::Microblock { m, n, k, bias, norm, dtype: _ } => {
-            let product = builder.product(m, n, k, bias)?;
+            let product = builder.product((m, n, k), OperandB::Weight, bias)?;
             builder.norm("norm", product, n, norm)
         }
         BlockSpec::Attention { rows, ref attention, dtype: _ } => {
@@ -38,8 +38,8 @@ pub fn emit<'c: 'a, 'a>(builder: &mut Builder<'c, 'a, '_>, spec: &BlockSpec) -> 
             let x = builder.input("x", &[rows_of(rows), mlp.d_model], "d-model")?;
             builder.mlp(x, mlp)
         }
-        BlockSpec::Matmul { m, n, k, bias, activation, dtype: _ } => {
-            let product = builder.product(m, n, k, bias)?;
+        BlockSpec::Matmul { m, n, k, b, bias, activation, dtype: _ } => {
+            let product = builder.product((m, n, k), b, bias)?;
             match activation {
                 Some(function) => builder.activation("activation", function, product),
                 None => Ok(product),
@@ -59,9 +59,17 @@ fn rows_of(rows: RowsSpec) -> usize {
 
 impl<'c: 'a, 'a> Builder<'c, 'a, '_> {
     /// x w + b of the kinds that are one matmul.
-    fn product(&mut self, m: usize, n: usize, k: usize, bias: bool) -> Result<Value<'c, 'a>, Failure> {
+    fn product(
+        &mut self,
+        (m, n, k): (usize, usize, usize),
+        b: OperandB,
+        bias: bool,
+    ) -> Result<Value<'c, 'a>, Failure> {
         let x = self.input("x", &[m, k], "m")?;
-        let w = self.weight("w", &[k, n], "n")?;
+        let w = match b {
+            OperandB::Weight => self.weight("w", &[k, n], "n")?,
+            OperandB::Input => self.input("w", &[k, n], "b")?,
+        };
         let b = self.weight_if(bias, "b", &[n], "bias")?;
         self.matmul("matmul", "n", x, w, b)
     }

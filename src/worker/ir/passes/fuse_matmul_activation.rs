@@ -105,7 +105,7 @@ mod tests {
     fn every_activation_is_fused_as_itself() {
         for function in Activation::ALL {
             let (m, n, k, activation) = (4, 8, 16, Some(function));
-            let spec = BlockSpec::Matmul { m, n, k, bias: false, activation, dtype: Dtype::F32 };
+            let spec = BlockSpec::Matmul { m, n, k, b: Default::default(), bias: false, activation, dtype: Dtype::F32 };
             let text = step("m", &spec, &[], PASS);
             assert!(text.contains(&format!("activation = \"{}\"", function.name())), "{text}");
         }
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn only_an_activation_that_is_there_is_fused() {
-        let spec = BlockSpec::Matmul { m: 4, n: 8, k: 16, bias: true, activation: None, dtype: Dtype::F32 };
+        let spec = BlockSpec::Matmul { m: 4, n: 8, k: 16, b: Default::default(), bias: true, activation: None, dtype: Dtype::F32 };
         assert!(step("m", &spec, &[], PASS).contains("created 0, changed 0, erased 0"));
     }
 

@@ -166,7 +166,14 @@ fn fill_integers(candidate: &mut dyn Tensors, stage: &Stage, source: &mut Source
     };
     let whole = Whole::new(depth, dtype);
     fill_input(candidate, stage, 0, |index| whole.left(index % depth, source));
-    (1..stage.inputs.len()).for_each(|it| fill_input(candidate, stage, it, |_| whole.addend(source)));
+    // B, where that is no weight.
+    let product = matches!(stage.op, StageOp::Matmul { .. });
+    if product {
+        let columns = coverage::output_shape(&stage.op).1;
+        fill_input(candidate, stage, 1, |index| whole.right(index / columns, source));
+    }
+    let addends = 1 + usize::from(product)..stage.inputs.len();
+    addends.for_each(|it| fill_input(candidate, stage, it, |_| whole.addend(source)));
 }
 
 fn integer_rows(op: &StageOp, _: Dtype, rows: Vec<usize>) -> Option<Vec<usize>> {

@@ -120,7 +120,8 @@ fn independent_rows(op: &StageOp) -> Option<usize> {
 fn with_rows<'a>(op: &StageOp, operands: &'a mut Operands) -> impl Iterator<Item = &'a mut Vec<f32>> + use<'a> {
     let rows = coverage::output_shape(op).0;
     let vectors = match op {
-        StageOp::Matmul { bias, .. } => 2..2 + usize::from(*bias),
+        // B too, which has rows of its own where it is no weight.
+        StageOp::Matmul { bias, .. } => 1..2 + usize::from(*bias),
         StageOp::LayerNorm { .. } | StageOp::RmsNorm { .. } => 1..3,
         // Every vector lies between x and the residual.
         StageOp::Mlp { gated, bias, .. } => 1..1 + (2 + usize::from(*gated)) * (1 + usize::from(*bias)),
@@ -227,8 +228,12 @@ fn scale(op: &StageOp, operands: &mut Operands, before: &[f32], _: &mut Source) 
         StageOp::LayerNorm { .. } | StageOp::RmsNorm { .. } => 1..operands.len(),
         StageOp::Matmul { .. } | StageOp::Mlp { .. } | StageOp::Activation { .. } => return None,
     };
-    for operand in operands.get_mut(positions)?.iter_mut().flatten() {
-        operand.iter_mut().for_each(|it| *it *= FACTOR);
+    // Of the two factors of a product one only, also where B is no weight.
+    let factor = matches!(op, StageOp::Matmul { .. }).then_some(1);
+    for (position, operand) in operands.iter_mut().enumerate() {
+        if positions.contains(&position) && Some(position) != factor {
+            operand.iter_mut().flatten().for_each(|it| *it *= FACTOR);
+        }
     }
     Some(before.iter().map(|it| it * FACTOR).collect())
 }
