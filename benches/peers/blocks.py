@@ -25,6 +25,11 @@ class Block:
         """(m, n, k) of a plain matrix product, and None for other blocks."""
         return tuple(self.spec[it] for it in "mnk") if self.spec["kind"] == "matmul" else None
 
+    @property
+    def given(self):
+        """The name of the same product whose B is an input, which its call packs."""
+        return f"{self.name}-input"
+
     def matches(self, pattern):
         return fnmatch.fnmatchcase(self.name, pattern)
 
@@ -73,10 +78,15 @@ class Block:
 
 
 def load(project):
-    """Every block of the project's manifests, in their order: products first, as the table has them."""
+    """Every block of the project's manifests, in their order: products first, as the table has them.
+
+    A product whose B is an input is no row of its own: it is measured with the one whose B is a weight.
+    """
     blocks = []
     for path in sorted(pathlib.Path(project).glob("workloads/*.toml"), reverse=True):
         for name, spec in tomllib.loads(path.read_text())["block"].items():
+            if spec.get("b") == "input":
+                continue
             seqs = spec.get("seq")
             if seqs is None:
                 blocks.append(Block(name, spec))

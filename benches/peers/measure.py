@@ -71,9 +71,12 @@ class Bench:
         """(kind, function that builds contestants by name from operands), for whatever may have this block."""
         kernel = self.task["kernels"].get(f"{dtype} {block.name} {self.threads}")
         single = self.task["kernels"].get(f"{dtype} {block.name} 1")
-        yield OURS, lambda t: self.ours("kforge", kernel, t, block.product, self.threads)
+        yield OURS, lambda t: self.ours("kforge", kernel, t, self.threads)
+        if block.product:
+            given = self.task["kernels"].get(f"{dtype} {block.given} {self.threads}")
+            yield OURS, lambda t: self.ours("kforge, packing included", given, t, self.threads)
         if self.threads > 1:
-            yield OURS, lambda t: self.ours("kforge, 1 thread", single, t, False, 1)
+            yield OURS, lambda t: self.ours("kforge, 1 thread", single, t, 1)
         if dtype != "f32":
             yield PACKS_AHEAD, lambda t: with_openvino.build(block, t, self.threads, dtype)
             return
@@ -90,17 +93,12 @@ class Bench:
         x, w = map(native.aligned_copy, tensors.values())
         return {name: self.library.product(engine, shape, x, w, path)}
 
-    def ours(self, name, folder, tensors, product, threads):
+    def ours(self, name, folder, tensors, threads):
         if folder is None:
             raise native.Failed(f"{name} does not build it, or its verification did not accept it")
         folder = pathlib.Path(folder)
         linked = pathlib.Path(self.task["scratch"]) / f"{folder.name}-{folder.stat().st_ino}.so"
-        kernel = native.Kernel(self.library, folder, tensors, linked, threads)
-        made = {name: kernel.contestant()}
-        if product:
-            # Packing writes the same panels again: the two share their memory.
-            made[f"{name}, packing included"] = kernel.contestant(prepare=True)
-        return made
+        return {name: native.Kernel(self.library, folder, tensors, linked, threads).contestant()}
 
     def made(self, builder, every):
         """What `builder` makes of every copy of the operands, taking turns; nothing, with a reason kept, when it cannot."""

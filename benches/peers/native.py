@@ -116,9 +116,9 @@ class Kernel:
         self.library.check(self.library.code.kernel_read(self.handle, name, data, SIZE(values.nbytes)))
         return loaded(values, self.output["dtype"])
 
-    def contestant(self, prepare=False):
-        """The block, with the packing of its weights where `prepare`."""
-        return Contestant(lambda repeats: self.run(repeats, prepare), self.result)
+    def contestant(self):
+        """The block; its weights are packed."""
+        return Contestant(self.run, self.result)
 
 
 def aligned(shape):

@@ -89,7 +89,8 @@ fn toolchain(asked: &mut Asked<'_>) -> Result<(Check, Check), Error> {
     if worker.is_err() {
         return Ok((Check::of(worker), Check::of(Err("not asked: there is no worker".to_owned()))));
     }
-    let block = BlockSpec::Matmul { m: 4, n: 4, k: 4, b: Default::default(), bias: false, activation: None, dtype: Dtype::F32 };
+    let block =
+        BlockSpec::Matmul { m: 4, n: 4, k: 4, b: Default::default(), bias: false, activation: None, dtype: Dtype::F32 };
     let (passes, view) = (Pass::ALL.to_vec(), IrView::Optimized);
     let ask = ActionKind::IrText { name: "doctor".to_owned(), block, passes, origins: BTreeMap::new(), view };
     let mlir = match asked.action(ask, BTreeMap::new(), StepKind::Ir) {

@@ -101,6 +101,7 @@ messages! {
     an_unknown_kind_is_named_with_the_nearest => message_for("[block.t]\nkind = \"transfomer\"\nseq = 8\n");
     an_unknown_activation_is_named => message_for(&transformer("activation = \"swish\"\n"));
     an_unknown_dtype_is_named => message_for(&transformer("dtype = \"bf8\"\n"));
+    what_b_is_has_two_names => message_for("[block.a]\nkind = \"matmul\"\nm = 4\nn = 4\nk = 4\nb = \"parameter\"\n");
     bf16_is_not_stored_on_a_gpu => message_for_project(
         "[project]\nname = \"demo\"\ntargets = [\"cpu\", \"gpu\"]\n[target.gpu]\nbackend = \"gpu\"\n[block.a]\nkind = \"matmul\"\nm = 4\nn = 4\nk = 4\ndtype = [\"f32\", \"bf16\"]\n");
 

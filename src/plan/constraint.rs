@@ -65,7 +65,8 @@ pub fn check(stage: &Stage, dtype: Dtype, schedule: &Schedule, device: &Device) 
 
 /// Checks what `schedule` asks of the tensors of `graph` that `stage` reads: only what is given once can be packed ahead.
 pub fn check_operands(graph: &StageGraph, stage: &Stage, schedule: &Schedule) -> Result<(), PlanError> {
-    let (Schedule::Matmul(MatmulSchedule { pack_b: PackB::Ahead, .. }), [_, b, ..]) = (schedule, &stage.inputs[..]) else {
+    let (Schedule::Matmul(MatmulSchedule { pack_b: PackB::Ahead, .. }), [_, b, ..]) = (schedule, &stage.inputs[..])
+    else {
         return Ok(());
     };
     let b = graph.tensor(*b);
@@ -76,7 +77,10 @@ pub fn check_operands(graph: &StageGraph, stage: &Stage, schedule: &Schedule) ->
         stage: stage.name.clone(),
         knob: "pack-b".to_owned(),
         value: "ahead".to_owned(),
-        rule: format!("packs a weight before the calls: `{}` is given with every call, so it is during or never", b.name),
+        rule: format!(
+            "packs a weight before the calls: `{}` is given with every call, so it is during or never",
+            b.name
+        ),
     }))
 }
 
@@ -192,8 +196,9 @@ impl Knobs<'_, CpuFacts> {
             return Err(self.violation(&knob, value, format!("needs `{ISA}`: {} lacks it", self.device.model)));
         }
         if s.pack_b == PackB::Never {
-            let rule =
-                format!("needs `{prefix}pack-b` = ahead or during: packing puts the rows of B side by side that make pairs");
+            let rule = format!(
+                "needs `{prefix}pack-b` = ahead or during: packing puts the rows of B side by side that make pairs"
+            );
             return Err(self.violation(&knob, value, rule));
         }
         self.range(&format!("{prefix}lanes"), s.lanes, 4, 16, "vectors that `dot` = pairs has")?;
@@ -259,5 +264,75 @@ impl Knobs<'_, CpuFacts> {
         self.range("row-block", s.row_block, 1, 4096, "rows of scores in cache")?;
         self.range("unroll", s.unroll, 1, 16, "written-out steps of the depth loops")?;
         self.range("softmax-rows", s.softmax_rows, 1, s.mr, "rows of a register tile, `mr`")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{
+        schedule::{Split, TileOrder},
+        stage::{Tensor, TensorId},
+    };
+
+    fn schedule(pack_b: PackB, nc: usize) -> Schedule {
+        Schedule::Matmul(MatmulSchedule {
+            mr: 4,
+            nr: 8,
+            lanes: 4,
+            mc: 8,
+            nc,
+            kc: 1024,
+            unroll: 2,
+            dot: Dot::Fma,
+            order: TileOrder::ColumnsOutside,
+            pack_a: false,
+            pack_b,
+            prefetch: false,
+            split: Split::Columns,
+        })
+    }
+
+    fn product(b: Role) -> StageGraph {
+        let (m, n, k) = (8, 4096, 1024);
+        let tensor = |name: &str, shape: [usize; 2], role| Tensor {
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+            dtype: Dtype::F32,
+            role,
+        };
+        let tensors = vec![tensor("x", [m, k], Role::Input), tensor("w", [k, n], b), tensor("y", [m, n], Role::Output)];
+        let op = StageOp::Matmul { m, n, k, bias: false, activation: None, residual: false };
+        let inputs = vec![TensorId(0), TensorId(1)];
+        let stage = Stage { name: "matmul".to_owned(), op, inputs, output: TensorId(2), scheduled: true };
+        StageGraph { block: "b".to_owned(), tensors, stages: vec![stage] }
+    }
+
+    #[test]
+    fn only_a_weight_is_packed_ahead() {
+        let check = |b, pack_b| {
+            let graph = product(b);
+            check_operands(&graph, &graph.stages[0], &schedule(pack_b, 64)).map_err(|it| it.to_string())
+        };
+        for pack_b in [PackB::Ahead, PackB::During, PackB::Never] {
+            assert_eq!(check(Role::Weight, pack_b), Ok(()));
+        }
+        assert_eq!([PackB::During, PackB::Never].map(|it| check(Role::Input, it)), [Ok(()), Ok(())]);
+        let refused = "stage `matmul`: `pack-b` = ahead packs a weight before the calls: `w` is given with every call, so it is \
+                       during or never";
+        assert_eq!(check(Role::Input, PackB::Ahead), Err(refused.to_owned()));
+    }
+
+    #[test]
+    fn a_block_of_b_that_the_kernel_packs_fits_the_largest_cache() {
+        let cpu = CpuFacts { l2: 256 << 10, l3: 1 << 20, lanes: 8, vector_registers: 16, ..CpuFacts::detect() };
+        let graph = product(Role::Weight);
+        let check = |schedule| check(&graph.stages[0], Dtype::F32, &schedule, &Device::from(cpu.clone()));
+        assert_eq!(check(schedule(PackB::During, 256)), Ok(()));
+        assert_eq!(check(schedule(PackB::Ahead, 4096)), Ok(()));
+        let refused = check(schedule(PackB::During, 512)).unwrap_err().to_string();
+        let expected = "stage `matmul`: `nc` = 512 with `pack-b` = during and `kc` = 1024 packs 2097152 bytes of B at a time: the \
+                        largest cache has 1048576";
+        assert_eq!(refused, expected);
     }
 }

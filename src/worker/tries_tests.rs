@@ -29,7 +29,16 @@ fn operations(block: &BlockSpec) -> Vec<StageGraph> {
 }
 
 fn matmul() -> StageGraph {
-    operations(&BlockSpec::Matmul { m: 24, n: 96, k: 64, b: Default::default(), bias: true, activation: None, dtype: Dtype::F32 }).remove(0)
+    operations(&BlockSpec::Matmul {
+        m: 24,
+        n: 96,
+        k: 64,
+        b: Default::default(),
+        bias: true,
+        activation: None,
+        dtype: Dtype::F32,
+    })
+    .remove(0)
 }
 
 fn plan(target: &str) -> Plan {
@@ -130,7 +139,15 @@ fn programs_for_a_gpu_pass_the_same_gates() {
 #[ignore = "prints times"]
 fn a_try_costs() {
     use std::time::Instant;
-    let block = BlockSpec::Matmul { m: 128, n: 3072, k: 768, b: Default::default(), bias: true, activation: None, dtype: Dtype::F32 };
+    let block = BlockSpec::Matmul {
+        m: 128,
+        n: 3072,
+        k: 768,
+        b: Default::default(),
+        bias: true,
+        activation: None,
+        dtype: Dtype::F32,
+    };
     let (mut graph, cpu) = (operations(&block).remove(0), CpuFacts::detect());
     graph.stages[0].scheduled = true;
     let schedule = |mr| {

@@ -22,7 +22,15 @@ use kernelforge::{
 const RULES: Rules = Rules { threads: 1, runs: 20, variants: false };
 
 fn matmul() -> StageGraph {
-    let block = BlockSpec::Matmul { m: 24, n: 96, k: 64, b: Default::default(), bias: true, activation: None, dtype: Dtype::F32 };
+    let block = BlockSpec::Matmul {
+        m: 24,
+        n: 96,
+        k: 64,
+        b: Default::default(),
+        bias: true,
+        activation: None,
+        dtype: Dtype::F32,
+    };
     let graph = samples::graph(&block);
     operation::isolate(&graph, &graph.stages[0])
 }

@@ -229,7 +229,8 @@ pub fn all() -> Vec<BlockSpec> {
     let rows = RowsSpec { batch: 2, seq: 16 };
     let bert = AttentionSpec { causal: false, ..attention };
     let dtype = DTYPE;
-    let matmul = |m, n, k, activation| BlockSpec::Matmul { m, n, k, b: Default::default(), bias: true, activation, dtype };
+    let matmul =
+        |m, n, k, activation| BlockSpec::Matmul { m, n, k, b: Default::default(), bias: true, activation, dtype };
     let mut blocks = vec![
         gpt(),
         llama(),

@@ -5,7 +5,7 @@ use super::{Request, samples, verify};
 use crate::codegen::cpu::compile;
 use kernelforge::{
     host::CpuFacts,
-    manifest::spec::{Activation, AttentionSpec, BlockSpec, MlpSpec, NormKind, NormSpec, RowsSpec},
+    manifest::spec::{Activation, AttentionSpec, BlockSpec, Dtype, MlpSpec, NormKind, NormSpec, OperandB, RowsSpec},
     plan::{
         PLAN_VERSION, Plan, Provenance, constraint,
         schedule::{
@@ -322,12 +322,48 @@ fn matmuls_of_any_legal_schedule_are_accepted() {
     let blocks = matmuls().prop_flat_map(|it| {
         let shape = (around(it.mr, 70), around(it.nr, 170), around(it.kc, 90));
         let activation = prop_oneof![Just(None), select(Activation::ALL.to_vec()).prop_map(Some)];
-        (shape, any::<bool>(), activation).prop_map(move |((m, n, k), bias, activation)| {
-            let block = BlockSpec::Matmul { m, n, k, b: Default::default(), bias, activation, dtype: samples::DTYPE };
+        (shape, any::<bool>(), any::<bool>(), activation).prop_map(move |((m, n, k), given, bias, activation)| {
+            // Only a weight is packed ahead.
+            let b = if given && it.pack_b != PackB::Ahead { OperandB::Input } else { OperandB::Weight };
+            let block = BlockSpec::Matmul { m, n, k, b, bias, activation, dtype: samples::DTYPE };
             (block, Schedules { matmul: Some(it.clone()), ..Schedules::default() })
         })
     });
     all_are_accepted("matmul", 60, subject(blocks));
+}
+
+/// With tails of rows, of columns and of depth, of every type, on one thread and on two, of a weight and of an input.
+#[test]
+fn odd_products_whose_b_the_kernel_packs_are_accepted() {
+    let cpu = CpuFacts::detect();
+    let lanes = cpu.lanes;
+    let schedule = MatmulSchedule {
+        mr: 4,
+        nr: 3 * lanes,
+        lanes,
+        mc: 64,
+        nc: 6 * lanes,
+        kc: 256,
+        unroll: 2,
+        dot: Dot::Fma,
+        order: TileOrder::ColumnsOutside,
+        pack_a: false,
+        pack_b: PackB::During,
+        prefetch: true,
+        split: Split::Columns,
+    };
+    let shapes = [(127, 765, 768), (1, 100, 770), (130, 50, 301)];
+    for (index, (m, n, k)) in shapes.into_iter().enumerate() {
+        for dtype in Dtype::ALL {
+            for (threads, b) in [(1, OperandB::Input), (2, OperandB::Weight), (2, OperandB::Input)] {
+                let it = MatmulSchedule { pack_a: index == 1, ..schedule.clone() };
+                let block = BlockSpec::Matmul { m, n, k, b, bias: false, activation: None, dtype };
+                let schedules = Schedules { matmul: Some(it), ..Schedules::default() };
+                let judged = judge(&Subject { block, schedules, threads, seed: 1 }, &cpu);
+                assert!(matches!(judged, Ok(Some(_))), "{m}x{n}x{k} {dtype:?} {b:?}: {judged:?}");
+            }
+        }
+    }
 }
 
 /// Heads in groups of one to three over one to three key/value heads, sequences around the row and the key tiles.

@@ -119,7 +119,15 @@ impl Project {
             Plan::Blocks(blocks) => {
                 let target = |it: &Block| {
                     let (m, n) = (it.m.into(), it.n.into());
-                    let spec = BlockSpec::Matmul { m, n, k: 1, b: Default::default(), bias: false, activation: None, dtype: Dtype::F32 };
+                    let spec = BlockSpec::Matmul {
+                        m,
+                        n,
+                        k: 1,
+                        b: Default::default(),
+                        bias: false,
+                        activation: None,
+                        dtype: Dtype::F32,
+                    };
                     let mut target = block(&format!("b{}", it.name), spec);
                     target.passes.clone_from(&it.passes);
                     target

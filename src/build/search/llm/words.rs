@@ -119,7 +119,9 @@ fn cpu_matmul() -> Vec<&'static str> {
         "`kc` is at least 1; `unroll` is 1 to 16.",
         "With `pack-a`, mc * kc * 4 bytes must fit the largest cache. A panel of B, kc * nr * 4 bytes, should \
          stay in L1 or L2.",
-        "`prefetch` acts with `pack-b` = ahead, `order` = columns-outside and an `unroll` that divides 16.",
+        "`pack-b` = during has the kernel copy a block of B, nc * kc * 4 bytes, which must fit the largest cache and should \
+         fit L2; `pack-b` = ahead is for weights only.",
+        "`prefetch` acts with `pack-b` = during, or with `pack-b` = ahead, `order` = columns-outside and an `unroll` that divides 16.",
     ]
 }
 

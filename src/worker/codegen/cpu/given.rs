@@ -124,7 +124,15 @@ mod tests {
 
     /// A matmul's stages, a plan that schedules none of them, and the generated text.
     fn built() -> (StageGraph, Plan, CpuFacts, String) {
-        let block = BlockSpec::Matmul { m: 2, n: 4, k: 3, b: Default::default(), bias: false, activation: None, dtype: Dtype::F32 };
+        let block = BlockSpec::Matmul {
+            m: 2,
+            n: 4,
+            k: 3,
+            b: Default::default(),
+            bias: false,
+            activation: None,
+            dtype: Dtype::F32,
+        };
         let graph = ir::build("plain", &block, &[], &BTreeMap::new()).unwrap().stages;
         let provenance = Provenance::new("test");
         let (block, target) = ("plain".to_owned(), "cpu".to_owned());

@@ -134,6 +134,8 @@ fn every_kind_of_stage_reads_and_writes_halves() {
             matmul(lanes, 20, true, PackB::Ahead),
             matmul(lanes, 20, false, PackB::Never),
             matmul(lanes.min(4), 30, true, PackB::Never),
+            matmul(lanes, 20, true, PackB::During),
+            matmul(lanes.min(4), 512, false, PackB::During),
         ] {
             check(&graph, &planned(&graph, &schedule));
         }
@@ -147,7 +149,15 @@ fn sums_over_depth_blocks_are_not_rounded_in_between() {
     for (activation, dtype) in
         [None, Some(Activation::GeluTanh)].into_iter().flat_map(|it| HALVES.map(|dtype| (it, dtype)))
     {
-        let block = BlockSpec::Matmul { m: 19, n: 9 * lanes + 3, k: 1000, b: Default::default(), bias: true, activation, dtype };
+        let block = BlockSpec::Matmul {
+            m: 19,
+            n: 9 * lanes + 3,
+            k: 1000,
+            b: Default::default(),
+            bias: true,
+            activation,
+            dtype,
+        };
         let graph = graph(&block, dtype);
         for order in [TileOrder::ColumnsOutside, TileOrder::RowsOutside] {
             for split in [Split::Columns, Split::Rows] {
@@ -189,7 +199,15 @@ fn pairs_of_bf16_are_multiplied_right() {
     }
     for (k, pack_a) in [1, 2, 3, 31, 33, 64, 97].into_iter().flat_map(|k| [(k, false), (k, true)]) {
         for activation in [None, Some(Activation::GeluTanh)] {
-            let block = BlockSpec::Matmul { m: 19, n: 3 * lanes + 5, k, b: Default::default(), bias: true, activation, dtype: Dtype::Bf16 };
+            let block = BlockSpec::Matmul {
+                m: 19,
+                n: 3 * lanes + 5,
+                k,
+                b: Default::default(),
+                bias: true,
+                activation,
+                dtype: Dtype::Bf16,
+            };
             let graph = graph(&block, Dtype::Bf16);
             for kc in [16, 128] {
                 check(&graph, &planned(&graph, &pairs(lanes, kc, pack_a)));

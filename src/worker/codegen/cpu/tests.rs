@@ -154,6 +154,8 @@ fn matmul_schedules() -> Vec<MatmulSchedule> {
         base.clone(),
         MatmulSchedule { pack_a: true, ..base.clone() },
         MatmulSchedule { pack_b: PackB::Never, order: TileOrder::RowsOutside, ..base.clone() },
+        MatmulSchedule { pack_b: PackB::During, nc: 6 * lanes, kc: 18, ..base.clone() },
+        MatmulSchedule { pack_a: true, pack_b: PackB::During, order: TileOrder::RowsOutside, kc: 7, ..base.clone() },
         MatmulSchedule { pack_a: true, pack_b: PackB::Never, split: Split::Rows, kc: 7, unroll: 3, ..base.clone() },
         MatmulSchedule { mr: 1, mc: 1, nr: lanes, nc: lanes, kc: 4096, unroll: 1, ..base.clone() },
         MatmulSchedule { lanes: lanes / 2, mr: 3, mc: 6, nr: lanes / 2 * 3, nc: lanes / 2 * 3, kc: 10, ..base },
@@ -424,6 +426,9 @@ fn every_matmul_knob_changes_the_generated_code() {
         MatmulSchedule { order: TileOrder::RowsOutside, ..base.clone() },
         MatmulSchedule { pack_a: true, ..base.clone() },
         MatmulSchedule { pack_b: PackB::Never, ..base.clone() },
+        MatmulSchedule { pack_b: PackB::During, ..base.clone() },
+        MatmulSchedule { pack_b: PackB::During, prefetch: false, ..base.clone() },
+        MatmulSchedule { pack_b: PackB::During, nc: 128, ..base.clone() },
         MatmulSchedule { prefetch: false, ..base.clone() },
         MatmulSchedule { split: Split::Rows, ..base.clone() },
     ];

@@ -59,12 +59,7 @@ fn rows_of(rows: RowsSpec) -> usize {
 
 impl<'c: 'a, 'a> Builder<'c, 'a, '_> {
     /// x w + b of the kinds that are one matmul.
-    fn product(
-        &mut self,
-        (m, n, k): (usize, usize, usize),
-        b: OperandB,
-        bias: bool,
-    ) -> Result<Value<'c, 'a>, Failure> {
+    fn product(&mut self, (m, n, k): (usize, usize, usize), b: OperandB, bias: bool) -> Result<Value<'c, 'a>, Failure> {
         let x = self.input("x", &[m, k], "m")?;
         let w = match b {
             OperandB::Weight => self.weight("w", &[k, n], "n")?,

@@ -113,7 +113,15 @@ mod tests {
 
     #[test]
     fn only_an_activation_that_is_there_is_fused() {
-        let spec = BlockSpec::Matmul { m: 4, n: 8, k: 16, b: Default::default(), bias: true, activation: None, dtype: Dtype::F32 };
+        let spec = BlockSpec::Matmul {
+            m: 4,
+            n: 8,
+            k: 16,
+            b: Default::default(),
+            bias: true,
+            activation: None,
+            dtype: Dtype::F32,
+        };
         assert!(step("m", &spec, &[], PASS).contains("created 0, changed 0, erased 0"));
     }
 

@@ -16,7 +16,15 @@ use std::collections::BTreeMap;
 
 /// A small matmul with its plain schedule.
 fn entrant() -> (Vec<String>, Program) {
-    let block = BlockSpec::Matmul { m: 24, n: 96, k: 64, b: Default::default(), bias: true, activation: None, dtype: Dtype::F32 };
+    let block = BlockSpec::Matmul {
+        m: 24,
+        n: 96,
+        k: 64,
+        b: Default::default(),
+        bias: true,
+        activation: None,
+        dtype: Dtype::F32,
+    };
     let graph = samples::graph(&block);
     let mut graph = operation::isolate(&graph, &graph.stages[0]);
     graph.stages[0].scheduled = false;

@@ -108,7 +108,15 @@ mod tests {
 
     /// The cases that fail when two rows of ten are sampled and a row that is not among them is wrong by `factor`.
     fn failing_cases(activation: Option<Activation>, factor: f32) -> Vec<String> {
-        let block = BlockSpec::Matmul { m: 10, n: 70, k: 50, b: Default::default(), bias: true, activation, dtype: samples::DTYPE };
+        let block = BlockSpec::Matmul {
+            m: 10,
+            n: 70,
+            k: 50,
+            b: Default::default(),
+            bias: true,
+            activation,
+            dtype: samples::DTYPE,
+        };
         let mut candidate = Interpreter::new(samples::graph(&block), Order::Lanes, None);
         inputs::fill(&mut candidate, 0.0, 5);
         candidate.stage(0);
