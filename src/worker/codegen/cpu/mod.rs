@@ -11,8 +11,6 @@ mod emit;
 mod given;
 #[cfg(test)]
 mod half_tests;
-#[cfg(test)]
-mod lab_tests;
 mod lower;
 mod math;
 mod matmul;
