@@ -347,6 +347,7 @@ fn article(key: &'static str) -> &'static str {
         "kind" => "a kind of block",
         "norm" => "a norm",
         "activation" => "an activation",
+        "b" => "a kind of operand",
         "dtype" => "a dtype",
         "backend" => "a backend",
         "strategy" => "a strategy",

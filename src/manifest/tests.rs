@@ -392,6 +392,7 @@ fn every_optional_key_acts() {
         "norm" => "\"rms-norm\"",
         "norm-eps" => "1e-3",
         "activation" => "\"relu\"",
+        "b" => "\"input\"",
         "gated" | "causal" => "true",
         "bias" | "qkv-bias" => "false",
         "rope-theta" => "10.0",
