@@ -253,7 +253,7 @@ fn a_language_model_proposes_and_a_build_replays_without_it() {
     let server = ChatServer::start(vec![
         Behaviour::Say("fn main() { std::process::exit(0) }".to_owned()),
         answer(&[illegal, unknown, good.clone(), json!("rm -rf /")]),
-        answer(&[with(json!({ "unroll": 8 }))]),
+        answer(&[with(json!({ "unroll": if heuristic["unroll"] == 8 { 1 } else { 8 } }))]),
     ]);
     project.edit(
         "kernelforge.toml",
