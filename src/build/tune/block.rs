@@ -45,7 +45,7 @@ use std::{
 const TRANSFERRED: usize = 8;
 
 /// A block without one of its fusions, and with heuristic schedules, that takes more than this share of the fastest one's time is not
-/// searched: no search has found as much.
+/// searched: the searches so far found up to 9 % in an operation.
 const STILL_WORTHWHILE: f64 = 1.1;
 
 /// All that a search needs beside the block.

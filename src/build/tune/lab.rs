@@ -33,6 +33,7 @@ const MOST_DRIFT: f64 = 0.03;
 const RACES: usize = 2;
 /// What a candidate that hangs costs. The slowest that ended in the lab, 4096 rows of a fused MLP, took 9 s beside other load.
 const TRY_MS: u64 = 60_000;
+
 /// One operation on one device, with all that trying a schedule of it needs.
 pub struct Bench<'a> {
     pub store: &'a Store,

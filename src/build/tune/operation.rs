@@ -26,8 +26,8 @@ use std::time::Instant;
 const BATCH: usize = 8;
 /// Leaders that are measured again.
 const FINALISTS: usize = 3;
-/// Runs of the heuristic's schedule that each entrant of a race may take. Half of the entrants drop out again and again, so that the last
-/// two have some 50; with 40, races were two thirds of a search's time and no winner was another one.
+/// Runs of the heuristic's schedule that each entrant of a race may take. Half of the entrants drop out again and again, so that those
+/// who stay have more; with 40, a batch of an MLP of 15 ms was raced for 7 s, where trying it took 2.
 const RUNS: u32 = 12;
 /// Of a final, and where one is measured alone: 40 settle a median within a percent.
 pub const FINAL_RUNS: u32 = 40;
