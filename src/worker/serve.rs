@@ -405,8 +405,8 @@ fn commit(fault: Fault) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verify::samples;
     use kernelforge::{
-        manifest::spec::Dtype,
         plan::{PLAN_VERSION, Provenance, operation},
         protocol::{
             Limits,
@@ -462,15 +462,7 @@ mod tests {
 
     /// A matmul's kernel, its plan, and the audit that verifying it writes.
     fn verified() -> (Vec<u8>, Vec<u8>, Vec<u8>, Audit) {
-        let block = BlockSpec::Matmul {
-            m: 2,
-            n: 4,
-            k: 3,
-            b: Default::default(),
-            bias: false,
-            activation: None,
-            dtype: Dtype::F32,
-        };
+        let block = samples::product((2, 4, 3), false);
         let stages = ir::build("plain", &block, &[], &BTreeMap::new()).unwrap().stages;
         let provenance = Provenance::new("test");
         let (name, target) = ("plain".to_owned(), "cpu".to_owned());
@@ -505,15 +497,7 @@ mod tests {
     }
 
     fn uses() -> [ActionKind; 2] {
-        let block = BlockSpec::Matmul {
-            m: 2,
-            n: 4,
-            k: 3,
-            b: Default::default(),
-            bias: false,
-            activation: None,
-            dtype: Dtype::F32,
-        };
+        let block = samples::product((2, 4, 3), false);
         [
             ActionKind::Benchmark { device: CpuFacts::detect().into(), threads: 1, time_ms: 1 },
             ActionKind::Run { block, device: CpuFacts::detect().into(), threads: 1, seed: 1, stages: false },
@@ -556,15 +540,7 @@ mod tests {
     #[test]
     fn an_action_for_another_cpu_is_refused() {
         let cpu = CpuFacts { l2: CpuFacts::detect().l2 + 1, ..CpuFacts::detect() };
-        let block = BlockSpec::Matmul {
-            m: 2,
-            n: 4,
-            k: 3,
-            b: Default::default(),
-            bias: false,
-            activation: None,
-            dtype: Dtype::F32,
-        };
+        let block = samples::product((2, 4, 3), false);
         for kind in [
             ActionKind::Compile { device: cpu.clone().into(), shaders: BTreeMap::new() },
             ActionKind::Verify { block, device: cpu.clone().into(), threads: 1, seed: 1, corpus: vec![] },
@@ -583,15 +559,7 @@ mod tests {
     fn what_was_tried_can_race() {
         let folder = tempfile::tempdir().unwrap();
         let cas = Cas::open(folder.path()).unwrap();
-        let block = BlockSpec::Matmul {
-            m: 2,
-            n: 4,
-            k: 3,
-            b: Default::default(),
-            bias: false,
-            activation: None,
-            dtype: Dtype::F32,
-        };
+        let block = samples::product((2, 4, 3), false);
         let stages = ir::build("plain", &block, &[], &BTreeMap::new()).unwrap().stages;
         let mut graph = operation::isolate(&stages, &stages.stages[0]);
         let provenance = Provenance::new("test");

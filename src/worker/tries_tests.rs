@@ -29,16 +29,7 @@ fn operations(block: &BlockSpec) -> Vec<StageGraph> {
 }
 
 fn matmul() -> StageGraph {
-    operations(&BlockSpec::Matmul {
-        m: 24,
-        n: 96,
-        k: 64,
-        b: Default::default(),
-        bias: true,
-        activation: None,
-        dtype: Dtype::F32,
-    })
-    .remove(0)
+    operations(&samples::product((24, 96, 64), true)).remove(0)
 }
 
 fn plan(target: &str) -> Plan {
@@ -139,15 +130,7 @@ fn programs_for_a_gpu_pass_the_same_gates() {
 #[ignore = "prints times"]
 fn a_try_costs() {
     use std::time::Instant;
-    let block = BlockSpec::Matmul {
-        m: 128,
-        n: 3072,
-        k: 768,
-        b: Default::default(),
-        bias: true,
-        activation: None,
-        dtype: Dtype::F32,
-    };
+    let block = samples::product((128, 3072, 768), true);
     let (mut graph, cpu) = (operations(&block).remove(0), CpuFacts::detect());
     graph.stages[0].scheduled = true;
     let schedule = |mr| {

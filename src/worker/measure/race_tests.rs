@@ -8,7 +8,6 @@ use crate::{
 };
 use kernelforge::{
     host::CpuFacts,
-    manifest::spec::{BlockSpec, Dtype},
     plan::{
         PLAN_VERSION, Plan, Provenance,
         kernel::Kernel,
@@ -22,15 +21,7 @@ use kernelforge::{
 const RULES: Rules = Rules { threads: 1, runs: 20, variants: false };
 
 fn matmul() -> StageGraph {
-    let block = BlockSpec::Matmul {
-        m: 24,
-        n: 96,
-        k: 64,
-        b: Default::default(),
-        bias: true,
-        activation: None,
-        dtype: Dtype::F32,
-    };
+    let block = samples::product((24, 96, 64), true);
     let graph = samples::graph(&block);
     operation::isolate(&graph, &graph.stages[0])
 }

@@ -5,6 +5,11 @@ use kernelforge::{
     plan::stage::{Role, Stage, StageGraph, StageOp, Tensor, TensorId},
 };
 
+/// A product of f32 without an activation.
+pub fn product((m, n, k): (usize, usize, usize), bias: bool) -> BlockSpec {
+    BlockSpec::Matmul { m, n, k, b: OperandB::Weight, bias, activation: None, dtype: Dtype::F32 }
+}
+
 /// Builds a graph stage by stage.
 struct Builder {
     graph: StageGraph,

@@ -116,23 +116,12 @@ fn attribute(operation: &OperationRef<'_, '_>, name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir;
-    use kernelforge::{
-        manifest::spec::{BlockSpec, Dtype},
-        plan::{PLAN_VERSION, Provenance},
-    };
+    use crate::{ir, verify::samples};
+    use kernelforge::plan::{PLAN_VERSION, Provenance};
 
     /// A matmul's stages, a plan that schedules none of them, and the generated text.
     fn built() -> (StageGraph, Plan, CpuFacts, String) {
-        let block = BlockSpec::Matmul {
-            m: 2,
-            n: 4,
-            k: 3,
-            b: Default::default(),
-            bias: false,
-            activation: None,
-            dtype: Dtype::F32,
-        };
+        let block = samples::product((2, 4, 3), false);
         let graph = ir::build("plain", &block, &[], &BTreeMap::new()).unwrap().stages;
         let provenance = Provenance::new("test");
         let (block, target) = ("plain".to_owned(), "cpu".to_owned());

@@ -8,7 +8,6 @@ use crate::{
     verify::samples,
 };
 use kernelforge::{
-    manifest::spec::{BlockSpec, Dtype},
     plan::{PLAN_VERSION, Plan, Provenance, operation, program::Program},
     protocol::{FailureKind, Gate},
 };
@@ -16,15 +15,7 @@ use std::collections::BTreeMap;
 
 /// A small matmul with its plain schedule.
 fn entrant() -> (Vec<String>, Program) {
-    let block = BlockSpec::Matmul {
-        m: 24,
-        n: 96,
-        k: 64,
-        b: Default::default(),
-        bias: true,
-        activation: None,
-        dtype: Dtype::F32,
-    };
+    let block = samples::product((24, 96, 64), true);
     let graph = samples::graph(&block);
     let mut graph = operation::isolate(&graph, &graph.stages[0]);
     graph.stages[0].scheduled = false;
