@@ -302,14 +302,16 @@ pub struct NormRow {
 impl NormRow {
     /// E_mu = gamma_n mean|x| + u |mu|; d = x - mu, E_d = E_mu + u (|d| + E_mu);
     /// E_v = mean(2 |d| E_d + E_d^2) + gamma_(n+2) mean((|d| + E_d)^2) for the two-pass variance. A one-pass variance,
-    /// mean(x^2) - mu^2, is no correct kernel here and breaks the bound on near-constant rows.
-    pub fn layer_norm(arithmetic: Arithmetic, dtype: Dtype, row: &[f64], eps: f64) -> Self {
+    /// mean(x^2) - mu^2, is no correct kernel here and breaks the bound on near-constant rows. `exact_sum`: the elements are
+    /// such that their sum is exact in any order, and E_mu = u |mu|.
+    pub fn layer_norm(arithmetic: Arithmetic, dtype: Dtype, row: &[f64], eps: f64, exact_sum: bool) -> Self {
         let it = arithmetic;
         let n = row.len() as f64;
         let mean = row.iter().sum::<f64>() / n;
         let mean_error = match row.len() {
             // A single element is its own mean. Without this no row of one large element could be judged.
             1 => 0.0,
+            _ if exact_sum => it.division * mean.abs(),
             // Each step of the sum may vanish, n eta in all, and so may the quotient.
             count => {
                 let magnitude = row.iter().map(|it| it.abs()).sum::<f64>() / n;

@@ -161,7 +161,7 @@ fn norms_stay_within_their_bounds_or_say_that_they_cannot_tell() {
                 let row: Vec<f32> = (0..n).map(|_| offset + deviation * source.normal()).collect();
                 let (eps, gain, bias) = (1e-5, 1.3f32, if centred { -0.7f32 } else { 0.0 });
                 let reference = match centred {
-                    true => NormRow::layer_norm(CPU, Dtype::F32, &wide(&row), eps),
+                    true => NormRow::layer_norm(CPU, Dtype::F32, &wide(&row), eps, false),
                     false => NormRow::rms_norm(CPU, Dtype::F32, &wide(&row), eps),
                 };
                 for order in Order::ALL {
@@ -189,7 +189,7 @@ fn norms_stay_within_their_bounds_or_say_that_they_cannot_tell() {
 #[test]
 fn a_variance_within_its_own_error_has_no_finite_bound() {
     let row: Vec<f64> = (0..768).map(|i| 1e3 + 1e-6 * f64::from(i)).collect();
-    let (_, bound) = NormRow::layer_norm(CPU, Dtype::F32, &row, 1e-12).element(Dtype::F32, row[0], 1.0, 0.0);
+    let (_, bound) = NormRow::layer_norm(CPU, Dtype::F32, &row, 1e-12, false).element(Dtype::F32, row[0], 1.0, 0.0);
     assert!(!bound.is_finite());
 }
 

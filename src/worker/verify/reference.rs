@@ -64,7 +64,8 @@ pub enum Detail {
     Bound,
     /// The bound where every sum of products is exact by the choice of inputs: what inexact functions add, and what is
     /// computed from that, through weights that select (one term in a sum, so that the sum itself rounds nothing). Zero for
-    /// stages without an inexact function. Where the result's type cannot hold an exact result, that is rounded to it.
+    /// stages without an inexact function, and for norms of rows of one value; of other rows layer norm has an exact sum and
+    /// a mean that is off by one division. Where the result's type cannot hold an exact result, that is rounded to it.
     ExactSums,
 }
 
@@ -132,7 +133,8 @@ fn computed(op: &StageOp, inputs: &[Operand], rows: &[usize], detail: Detail, pr
             attention(shape, inputs, rows, detail, precision)
         }
         StageOp::LayerNorm { width, eps, .. } => {
-            norm(inputs, width, rows, detail, storage, |row| bounds::NormRow::layer_norm(it, storage, row, eps))
+            let exact = detail == Detail::ExactSums;
+            norm(inputs, width, rows, detail, storage, |row| bounds::NormRow::layer_norm(it, storage, row, eps, exact))
         }
         StageOp::RmsNorm { width, eps, .. } => {
             norm(inputs, width, rows, detail, storage, |row| bounds::NormRow::rms_norm(it, storage, row, eps))
@@ -453,11 +455,18 @@ fn norm(
     let bias = inputs.get(2).map_or_else(|| Array1::zeros(width), |it| it.vector(width));
     let mut out = Reference::exact(inputs[0].rows(width, rows));
     for (mut value, mut bound) in out.value.rows_mut().into_iter().zip(out.bound.rows_mut()) {
-        let row = measure(&value.to_vec());
+        let given = value.to_vec();
+        let row = measure(&given);
+        // No deviation: the result is the bias, whatever is computed in which order.
+        let constant = given.iter().all(|x| *x == given[0]);
         for (((value, bound), &gain), &bias) in value.iter_mut().zip(bound.iter_mut()).zip(&gain).zip(&bias) {
             let (y, error) = row.element(storage, *value, gain, bias);
             *value = y;
-            *bound = detail.unless_exact(|| error);
+            *bound = match detail {
+                Detail::Value => 0.0,
+                Detail::ExactSums if constant => 0.0,
+                Detail::Bound | Detail::ExactSums => error,
+            };
         }
     }
     out

@@ -110,6 +110,17 @@ fn what_a_bound_lets_through_is_seen_in_the_errors_of_many_elements_and_between_
     assert_eq!(rejecting(&block, Wrong::LastRowInAnotherOrder), [Gate::V6Relations]);
 }
 
+/// The bound for any row allows the mean the rounding of a sum of 128 terms, and rows of one value have sums of few bits.
+#[test]
+fn a_mean_that_is_off_by_less_than_a_sum_may_be_is_seen_on_rows_that_hardly_vary() {
+    for dtype in [Dtype::F32, Dtype::F16] {
+        let rows = RowsSpec { batch: 1, seq: 9 };
+        let block = BlockSpec::LayerNorm { rows, d_model: 128, norm: samples::LAYER_NORM, dtype };
+        let failed = failures(&block, samples::graph(&block), Order::Forward, Some(Wrong::MeanFromDividend), 7);
+        assert!(failed.iter().any(|it| it.case == "rows that hardly vary"), "{dtype:?}\n{}", describe(&failed));
+    }
+}
+
 #[test]
 fn a_mask_that_is_off_by_one_lets_later_tokens_through() {
     assert!(rejecting(&samples::gpt(), Wrong::MaskLate).contains(&Gate::V6Relations));

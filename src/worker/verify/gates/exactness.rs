@@ -1,6 +1,6 @@
 //! V1: inputs for which floating point is exact, compared without a tolerance. Small integers make every sum of a product
 //! exact in any order; equal logits make uniform attention weights, one logit far ahead makes one-hot weights; rows of one
-//! value have no deviation. Where an inexact function follows an exact sum, its own error alone is allowed; where the result's
+//! value have no deviation, and rows of whole numbers next to each other a mean without a rounding of the sum. Where an inexact function follows an exact sum, its own error alone is allowed; where the result's
 //! type cannot hold it, it must be the nearest number that it can.
 
 use super::Judged;
@@ -24,13 +24,14 @@ pub struct Case {
     pub rows: fn(&StageOp, Dtype, Vec<usize>) -> Option<Vec<usize>>,
 }
 
-pub const CASES: [Case; 6] = [
+pub const CASES: [Case; 7] = [
     Case { name: "small integers", fill: fill_integers, rows: integer_rows },
     Case { name: "uniform attention", fill: fill_uniform, rows: uniform_rows },
     Case { name: "uniform attention far below zero", fill: fill_sunk, rows: uniform_rows },
     Case { name: "one-hot attention", fill: fill_one_hot, rows: one_hot_rows },
     Case { name: "rows of one value", fill: fill_constant, rows: constant_rows },
     Case { name: "powers of two", fill: fill_powers, rows: power_rows },
+    Case { name: "rows that hardly vary", fill: fill_neighbours, rows: neighbour_rows },
 ];
 
 /// Runs every stage alone on each of its exact cases. Overwrites all tensors, weights included.
@@ -290,6 +291,26 @@ fn fill_constant(candidate: &mut dyn Tensors, stage: &Stage, source: &mut Source
 
 fn constant_rows(op: &StageOp, _: Dtype, rows: Vec<usize>) -> Option<Vec<usize>> {
     matches!(op, StageOp::LayerNorm { .. } | StageOp::RmsNorm { .. }).then_some(rows)
+}
+
+/// Each row a large whole number plus 0 to 3: its sum is exact in any order, so that the mean is off by one division and no more.
+/// The bound for any row would allow the rounding of a sum, n times as much.
+fn fill_neighbours(candidate: &mut dyn Tensors, stage: &Stage, source: &mut Source) {
+    let (_, width) = coverage::output_shape(&stage.op);
+    // Up to where whole numbers are numbers of the type; in f32 2^12, which half precision cannot hold and which leaves the bound of
+    // the variance finite.
+    let most = match candidate.graph().tensor(stage.output).dtype {
+        Dtype::F32 => 1 << 12,
+        Dtype::F16 => 1 << 10,
+        Dtype::Bf16 => 1 << 7,
+    };
+    let offset = ((1usize << 23) / width).clamp(1, most);
+    let offset = (1usize << offset.ilog2()) as f32;
+    fill_input(candidate, stage, 0, |_| offset + source.below(4) as f32);
+}
+
+fn neighbour_rows(op: &StageOp, _: Dtype, rows: Vec<usize>) -> Option<Vec<usize>> {
+    matches!(op, StageOp::LayerNorm { .. }).then_some(rows)
 }
 
 /// A power of two times any factor is exact but for the factor's own rounding, which the reference shares.
