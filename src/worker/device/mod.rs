@@ -5,6 +5,7 @@ pub mod gpu;
 pub mod guard;
 mod host_softmax;
 pub mod memory;
+pub mod stored;
 pub mod threads;
 
 use kernelforge::protocol::{Failure, FailureKind};

@@ -12,6 +12,7 @@ mod columns;
 #[cfg(test)]
 mod compiled_tests;
 pub mod coverage;
+pub mod drawn;
 mod emulation;
 mod functions;
 mod gates;

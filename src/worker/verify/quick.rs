@@ -9,6 +9,7 @@ use super::{
     bounds::Precision,
     candidate::{Candidate, Tensors, precision},
     coverage,
+    drawn::Drawn,
     gates::{exactness, guard},
     inputs::{self, Source},
     reference::{self, Detail, Operand, Reference},
@@ -20,7 +21,7 @@ use kernelforge::{
     manifest::spec::Dtype,
     plan::{
         operation,
-        stage::{Role, Stage, StageGraph, TensorId},
+        stage::{Stage, StageGraph, TensorId},
     },
     protocol::{Failure, FailureKind, Gate, GateResult},
 };
@@ -67,17 +68,18 @@ impl Expected {
         if rows.len() * width > MOST_ELEMENTS {
             rows = coverage::sample(height, MOST_ELEMENTS / width.max(1), seed);
         }
-        let mut cases = vec![drawn.case(Gate::V2Bound, "normal", Detail::Bound, rows.clone(), precision)];
+        let mut cases = vec![case(&mut drawn, (Gate::V2Bound, "normal", Detail::Bound), rows.clone(), precision)];
         // A tensor that is two operands at once cannot be what an exact case wants of each.
         let mut operands = stage.inputs.clone();
         operands.sort();
         operands.dedup();
         if operands.len() == stage.inputs.len() {
             exactness::fill_weights(&mut drawn, stage, &mut Source::new(seed, 0xe8ac_0000));
-            for (lane, case) in exactness::CASES.iter().enumerate() {
-                let Some(rows) = (case.rows)(&stage.op, precision.storage, rows.clone()) else { continue };
-                (case.fill)(&mut drawn, stage, &mut Source::new(seed, 0xca5e_0000 + lane as u64));
-                cases.push(drawn.case(Gate::V1Exactness, case.name, Detail::ExactSums, rows, precision));
+            for (lane, exact) in exactness::CASES.iter().enumerate() {
+                let Some(rows) = (exact.rows)(&stage.op, precision.storage, rows.clone()) else { continue };
+                (exact.fill)(&mut drawn, stage, &mut Source::new(seed, 0xca5e_0000 + lane as u64));
+                let what = (Gate::V1Exactness, exact.name, Detail::ExactSums);
+                cases.push(case(&mut drawn, what, rows, precision));
             }
         }
         Self { precision, cases }
@@ -92,49 +94,23 @@ impl Expected {
     }
 }
 
-/// Tensors that no kernel has seen.
-struct Drawn {
-    graph: StageGraph,
-    values: Vec<Vec<f32>>,
-}
-
-impl Drawn {
-    fn new(graph: StageGraph) -> Self {
-        // Nobody fills or reads what a kernel computes.
-        let values = graph.tensors.iter().map(|it| if given(it.role) { vec![0.0; it.len()] } else { Vec::new() });
-        Self { values: values.collect(), graph }
+/// The case of what is drawn now.
+fn case(
+    drawn: &mut Drawn,
+    (gate, name, detail): (Gate, &'static str, Detail),
+    rows: Vec<usize>,
+    precision: Precision,
+) -> Case {
+    let graph = drawn.graph().clone();
+    for (index, tensor) in graph.tensors.iter().enumerate().filter(|it| it.1.dtype != Dtype::F32) {
+        let values = drawn.tensor_mut(TensorId(index));
+        values.iter_mut().for_each(|it| *it = half::nearest(tensor.dtype, *it));
     }
-
-    /// The case of what is drawn now.
-    fn case(&mut self, gate: Gate, name: &'static str, detail: Detail, rows: Vec<usize>, precision: Precision) -> Case {
-        for (values, tensor) in self.values.iter_mut().zip(&self.graph.tensors).filter(|it| it.1.dtype != Dtype::F32) {
-            values.iter_mut().for_each(|it| *it = half::nearest(tensor.dtype, *it));
-        }
-        let stage = &self.graph.stages[0];
-        let operands: Vec<_> = stage.inputs.iter().map(|id| Operand::F32(&self.values[id.0])).collect();
-        let reference = reference::evaluate(&stage.op, &operands, &rows, detail, precision);
-        let tensors = self.graph.tensors.iter().enumerate().filter(|it| given(it.1.role));
-        let given = tensors.map(|it| (TensorId(it.0), self.values[it.0].clone())).collect();
-        Case { gate, name, given, rows, reference }
-    }
-}
-
-fn given(role: Role) -> bool {
-    matches!(role, Role::Input | Role::Weight)
-}
-
-impl Tensors for Drawn {
-    fn graph(&self) -> &StageGraph {
-        &self.graph
-    }
-
-    fn tensor(&self, id: TensorId) -> &[f32] {
-        &self.values[id.0]
-    }
-
-    fn tensor_mut(&mut self, id: TensorId) -> &mut [f32] {
-        &mut self.values[id.0]
-    }
+    let stage = &graph.stages[0];
+    let operands: Vec<_> = stage.inputs.iter().map(|id| Operand::F32(drawn.tensor(*id))).collect();
+    let reference = reference::evaluate(&stage.op, &operands, &rows, detail, precision);
+    let given = drawn.given().map(|(id, values)| (id, values.to_vec())).collect();
+    Case { gate, name, given, rows, reference }
 }
 
 /// What is remembered, the least recently used first.

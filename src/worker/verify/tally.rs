@@ -79,6 +79,11 @@ impl Tally {
         self.compare_bits_where(width, value, expected, |_| true);
     }
 
+    /// So many elements were compared, and none differs.
+    pub const fn agree(&mut self, elements: usize) {
+        self.checked += elements as u64;
+    }
+
     /// Compares bits where `asked` says so of the expected value: any difference fails.
     pub fn compare_bits_where(&mut self, width: usize, value: &[f32], expected: &[f32], asked: fn(f32) -> bool) {
         self.checked += expected.iter().filter(|it| asked(**it)).count() as u64;

@@ -15,19 +15,22 @@ use super::{
     tamper::{self, Tamper},
 };
 use crate::{
-    device::gpu::{
-        Gpu, memory,
-        program::{Checks, LoadedProgram},
-        run::{Session, Work},
+    device::{
+        gpu::{
+            Gpu, memory,
+            program::{Checks, LoadedProgram},
+            run::{Session, Work},
+        },
+        stored,
     },
-    verify::{candidate::Candidate, gaming, gpu::candidate::OnGpu, inputs},
+    verify::{candidate::Tensors, drawn::Drawn, gaming, inputs},
 };
 use kernelforge::{
     host::gpu::GpuFeature,
     manifest::spec::Dtype,
     plan::{
         program::{Program, Step},
-        stage::{Role, Tensor, TensorId},
+        stage::{Role, StageGraph, Tensor, TensorId},
     },
     protocol::{Benchmark, Ceilings, Clock, Failure, FailureKind, GateResult, StageBenchmark, Timing},
 };
@@ -65,8 +68,11 @@ pub fn benchmark(gpu: &Arc<Gpu>, program: &Program, sources: &[String], time_ms:
         Some(Tamper::HalfTheUnits) => Some(LoadedProgram::load(gpu, halved(program), sources, Checks::Off)?),
         _ => None,
     };
-    let session = Session::new(halved.as_ref().unwrap_or(&loaded), false)?;
-    let draws = draws(&loaded, &session)?;
+    let whole = Session::new(&loaded, false)?;
+    let halved = halved.as_ref().map(|it| Session::new(it, false)).transpose()?;
+    let given = Given::draw(&program.graph);
+    let draws = given.draws(&whole, halved.as_ref())?;
+    let session = halved.unwrap_or(whole);
     let works: Vec<Work> = std::iter::once(Work::Block).chain((0..program.stages.len()).map(Work::Stage)).collect();
     let mut results: Vec<gaming::Timed> = works.iter().map(|_| gaming::Timed::default()).collect();
     let ceilings = meter.ceilings();
@@ -202,53 +208,80 @@ fn halved(program: &Program) -> Program {
     halved
 }
 
-/// A draw of every input, and what all stages make of it.
-struct Draw {
-    inputs: Vec<(TensorId, Vec<u8>)>,
-    /// By tensor, of those that a stage computes.
-    computed: Vec<(TensorId, Vec<f32>)>,
+/// A tensor by its id, as it is stored.
+type Stored = Vec<(TensorId, Vec<u8>)>;
+
+/// What programs of one graph are given: weights, and two draws of the inputs.
+struct Given {
+    weights: Stored,
+    inputs: [Stored; 2],
 }
 
-/// Two draws; leaves the weights in the session, packed.
-fn draws(loaded: &LoadedProgram, session: &Session) -> Result<[Draw; 2], Failure> {
-    let gpu = &loaded.gpu;
-    let mut candidate = OnGpu::new(loaded, false)?;
-    inputs::fill(&mut candidate, ROPE_THETA, SEED);
-    candidate.prepare();
-    let graph = &loaded.program.graph;
-    let mut draw = |lane: u64| -> Result<Draw, Failure> {
-        for (id, tensor) in graph.with_role(Role::Input) {
-            let mut source = inputs::Source::new(SEED + lane, id.0 as u64);
-            let values: Vec<f32> = (0..tensor.len()).map(|_| source.normal()).collect();
-            crate::verify::candidate::Tensors::tensor_mut(&mut candidate, id).copy_from_slice(&values);
-        }
-        (0..graph.stages.len()).for_each(|it| candidate.stage(it));
-        candidate.failure().map_or(Ok(()), Err)?;
-        let inputs = graph.with_role(Role::Input).map(|it| Ok((it.0, candidate.stored(it.0)?)));
-        let computed = graph
-            .stages
-            .iter()
-            .map(|it| (it.output, crate::verify::candidate::Tensors::tensor(&candidate, it.output).to_vec()));
-        Ok(Draw { inputs: inputs.collect::<Result<_, Failure>>()?, computed: computed.collect() })
-    };
-    let draws = [draw(0x7a)?, draw(0x7b)?];
-    for (id, _) in graph.with_role(Role::Weight) {
-        session.tensor(id)?.write(gpu, &candidate.stored(id)?);
+impl Given {
+    fn draw(graph: &StageGraph) -> Self {
+        let mut drawn = Drawn::new(graph.clone());
+        inputs::fill(&mut drawn, ROPE_THETA, SEED);
+        let stored = |(id, tensor): (TensorId, &Tensor)| (id, stored::bytes(tensor.dtype, drawn.tensor(id)));
+        let weights = graph.with_role(Role::Weight).map(stored).collect();
+        let inputs = [0x7a, 0x7b].map(|lane| {
+            let draw = |(id, tensor): (TensorId, &Tensor)| {
+                let mut source = inputs::Source::new(SEED + lane, id.0 as u64);
+                let values: Vec<f32> = (0..tensor.len()).map(|_| source.normal()).collect();
+                (id, stored::bytes(tensor.dtype, &values))
+            };
+            graph.with_role(Role::Input).map(draw).collect()
+        });
+        Self { weights, inputs }
     }
-    session.run(Work::Packing)?;
-    // Values exist before the first stage is timed alone.
-    draws[1].write_inputs(session)?;
-    (0..graph.stages.len()).try_for_each(|it| session.run(Work::Stage(it)))?;
-    Ok(draws)
+
+    /// What a program makes of both draws in `session`, which is left with packed weights and the second draw. `timed`: the session
+    /// that is timed in place of it, and left in the same state.
+    fn draws(&self, session: &Session, timed: Option<&Session>) -> Result<[Draw<'_>; 2], Failure> {
+        for session in [session].into_iter().chain(timed) {
+            write(session, &self.weights)?;
+            session.run(Work::Packing)?;
+        }
+        if let Some(timed) = timed {
+            // Values exist before the first stage is timed alone.
+            Draw::computed(&self.inputs[1], timed)?;
+        }
+        let [first, second] = &self.inputs;
+        Ok([Draw::computed(first, session)?, Draw::computed(second, session)?])
+    }
 }
 
-impl Draw {
-    /// Inputs, and the values that stages read of each other: a stage that is timed alone must find those of its draw.
+fn write(session: &Session, tensors: &Stored) -> Result<(), Failure> {
+    tensors.iter().try_for_each(|(id, bytes)| {
+        session.tensor(*id)?.write(session.gpu(), bytes);
+        Ok(())
+    })
+}
+
+/// A draw of every input, and what all stages make of it.
+struct Draw<'a> {
+    inputs: &'a Stored,
+    /// By stage.
+    computed: Stored,
+}
+
+impl<'a> Draw<'a> {
+    /// Runs every stage.
+    fn computed(inputs: &'a Stored, session: &Session) -> Result<Self, Failure> {
+        write(session, inputs)?;
+        let graph = &session.program().graph;
+        let mut computed = Vec::with_capacity(graph.stages.len());
+        for (index, stage) in graph.stages.iter().enumerate() {
+            let region = session.tensor(stage.output)?;
+            // A stage that leaves something out must not find it there.
+            region.fill(session.gpu(), f32::NAN.to_le_bytes(), true);
+            session.run(Work::Stage(index))?;
+            computed.push((stage.output, download(session, region)?));
+        }
+        Ok(Self { inputs, computed })
+    }
+
     fn write_inputs(&self, session: &Session) -> Result<(), Failure> {
-        self.inputs.iter().try_for_each(|(id, bytes)| {
-            session.tensor(*id)?.write(session.gpu(), bytes);
-            Ok(())
-        })
+        write(session, self.inputs)
     }
 
     /// Compares what the last timed run left.
@@ -264,13 +297,16 @@ impl Draw {
             if wanted {
                 let own = session.tensor(*id)?;
                 let region = if work == Work::Block { kept.regions.get(id).unwrap_or(own) } else { own };
-                let read = memory::download(session.gpu(), &[(&region.buffer, region.offset, region.bytes)])?;
                 let width = tensor.shape.last().copied().unwrap_or(1);
-                result.compare(width, &OnGpu::widened(tensor.dtype, &read.concat()), expected);
+                result.compare_stored(width, tensor.dtype, &download(session, region)?, expected);
             }
         }
         Ok(())
     }
+}
+
+fn download(session: &Session, region: &memory::Region) -> Result<Vec<u8>, Failure> {
+    Ok(memory::download(session.gpu(), &[(&region.buffer, region.offset, region.bytes)])?.concat())
 }
 
 /// Copies of what the block returned, because its result is its last stage's too, which is measured right after.

@@ -1,7 +1,7 @@
 //! Several programs of one operation, or of one block, against each other on a GPU. As [`super`] measures one, in the rounds of
 //! [`heats`].
 
-use super::{Draw, Kept, Meter, Rates, draws, halved, rates, runs_of, stamped, warm_up};
+use super::{Draw, Given, Kept, Meter, Rates, halved, rates, runs_of, stamped, warm_up};
 use crate::{
     device::gpu::{
         Gpu,
@@ -49,9 +49,10 @@ pub fn race(gpu: &Arc<Gpu>, entrants: &[(Vec<String>, Program)], runs: u32) -> R
     };
     let loaded = entrants.iter().enumerate().map(load).collect::<Result<Vec<_>, Failure>>()?;
     let by_host = !entrants.iter().all(|it| stamped(gpu, &it.1));
+    let given = Given::draw(graph);
     let mut racers = Vec::with_capacity(loaded.len());
     for (index, (loaded, timed)) in loaded.iter().enumerate() {
-        racers.push(Racer::new(loaded, timed.as_ref()).map_err(|it| of(index, it))?);
+        racers.push(Racer::new(loaded, timed.as_ref(), &given).map_err(|it| of(index, it))?);
     }
     let mut running = Running { racers, meter: &meter, metering: &metering, by_host, draw: 0, sampled: Vec::new() };
     let before = running.canary(graph)?;
@@ -68,7 +69,7 @@ pub fn race(gpu: &Arc<Gpu>, entrants: &[(Vec<String>, Program)], runs: u32) -> R
 
 struct Racer<'a> {
     session: Session<'a>,
-    draws: [Draw; 2],
+    draws: [Draw<'a>; 2],
     kept: Kept,
     results: gaming::Timed,
     /// Runs of one sample; 0 until it is known.
@@ -78,9 +79,11 @@ struct Racer<'a> {
 
 impl<'a> Racer<'a> {
     /// `timed`: what is run in place of the program where the measurement is tampered with.
-    fn new(loaded: &'a LoadedProgram, timed: Option<&'a LoadedProgram>) -> Result<Self, Failure> {
-        let session = Session::new(timed.unwrap_or(loaded), false)?;
-        let draws = draws(loaded, &session)?;
+    fn new(loaded: &'a LoadedProgram, timed: Option<&'a LoadedProgram>, given: &'a Given) -> Result<Self, Failure> {
+        let whole = Session::new(loaded, false)?;
+        let timed = timed.map(|it| Session::new(it, false)).transpose()?;
+        let draws = given.draws(&whole, timed.as_ref())?;
+        let session = timed.unwrap_or(whole);
         let kept = Kept::new(&session)?;
         Ok(Self { session, draws, kept, results: gaming::Timed::default(), runs: 0, samples: 0 })
     }

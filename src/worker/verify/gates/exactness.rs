@@ -297,15 +297,15 @@ fn constant_rows(op: &StageOp, _: Dtype, rows: Vec<usize>) -> Option<Vec<usize>>
 /// The bound for any row would allow the rounding of a sum, n times as much.
 fn fill_neighbours(candidate: &mut dyn Tensors, stage: &Stage, source: &mut Source) {
     let (_, width) = coverage::output_shape(&stage.op);
-    // Up to where whole numbers are numbers of the type; in f32 2^12, which half precision cannot hold and which leaves the bound of
-    // the variance finite.
+    // Just below where whole numbers end to be numbers of the type, so that sums have many bits; in f32 2^13, which half precision
+    // cannot hold and which leaves the bound of the variance finite.
     let most = match candidate.graph().tensor(stage.output).dtype {
-        Dtype::F32 => 1 << 12,
-        Dtype::F16 => 1 << 10,
-        Dtype::Bf16 => 1 << 7,
+        Dtype::F32 => 1 << 13,
+        Dtype::F16 => 1 << 11,
+        Dtype::Bf16 => 1 << 8,
     };
-    let offset = ((1usize << 23) / width).clamp(1, most);
-    let offset = (1usize << offset.ilog2()) as f32;
+    let below = ((1usize << 24) / width).clamp(4, most);
+    let offset = ((1usize << below.ilog2()) - 4) as f32;
     fill_input(candidate, stage, 0, |_| offset + source.below(4) as f32);
 }
 

@@ -3,8 +3,11 @@
 //! half of the gate holds by construction: a proposer hands over data that is checked against a schema, never code, and
 //! seeds follow from the compiled object, which no plan can know.
 
-use crate::verify::tally::Tally;
-use kernelforge::protocol::{Gate, GateResult, StageBenchmark};
+use crate::{device::stored, verify::tally::Tally};
+use kernelforge::{
+    manifest::spec::Dtype,
+    protocol::{Gate, GateResult, StageBenchmark},
+};
 
 /// A kernel may seem this much faster than the fastest sample of the machine's peak: samples last microseconds, and the clock
 /// changes between two of them.
@@ -23,6 +26,15 @@ pub struct Timed {
 impl Timed {
     pub fn compare(&mut self, width: usize, value: &[f32], expected: &[f32]) {
         self.tally.compare_bits(width, value, expected);
+    }
+
+    /// The same of tensors as they are stored: equal bytes are the rule, and take a hundredth of the time.
+    pub fn compare_stored(&mut self, width: usize, dtype: Dtype, value: &[u8], expected: &[u8]) {
+        if value == expected {
+            self.tally.agree(expected.len() / dtype.bytes());
+        } else {
+            self.compare(width, &stored::values(dtype, value), &stored::values(dtype, expected));
+        }
     }
 
     /// `stage` is none for the block.

@@ -8,6 +8,7 @@ use crate::{
             run::{Session, Work},
         },
         guard::Escape,
+        stored,
     },
     verify::{
         bounds::Arithmetic,
@@ -67,15 +68,6 @@ impl<'a> OnGpu<'a> {
             .map(|it| it.concat())
     }
 
-    /// The bytes of a tensor as the device stores them.
-    ///
-    /// # Errors
-    /// As a download.
-    pub fn stored(&self, id: TensorId) -> Result<Vec<u8>, Failure> {
-        let region = self.session.tensor(id)?;
-        Ok(memory::download(self.session.gpu(), &[(&region.buffer, region.offset, region.bytes)])?.concat())
-    }
-
     fn dtype(&self, index: usize) -> Dtype {
         self.session.program().graph.tensors[index].dtype
     }
@@ -86,26 +78,14 @@ impl<'a> OnGpu<'a> {
             if !std::mem::take(&mut self.changed[index]) {
                 continue;
             }
-            let region = self.session.tensor(TensorId(index))?;
-            match Half::of(self.session.program().graph.tensors[index].dtype) {
-                None => region.write(self.session.gpu(), bytemuck::cast_slice(&self.host[index])),
-                Some(half) => {
-                    let mut stored = vec![0; self.host[index].len()];
-                    half.narrow_all(&self.host[index], &mut stored);
-                    region.write(self.session.gpu(), bytemuck::cast_slice(&stored));
-                    half.widen_all(&stored, &mut self.host[index]);
-                }
+            let dtype = self.dtype(index);
+            let bytes = stored::bytes(dtype, &self.host[index]);
+            self.session.tensor(TensorId(index))?.write(self.session.gpu(), &bytes);
+            if dtype != Dtype::F32 {
+                self.host[index] = stored::values(dtype, &bytes);
             }
         }
         Ok(())
-    }
-
-    /// The values that these bytes are.
-    pub fn widened(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
-        match Half::of(dtype) {
-            None => bytemuck::pod_collect_to_vec(bytes),
-            Some(half) => bytemuck::pod_collect_to_vec::<u8, u16>(bytes).iter().map(|it| half.widen(*it)).collect(),
-        }
     }
 
     /// Runs, then fetches `results` and the bands of every buffer that was bound.
@@ -125,7 +105,7 @@ impl<'a> OnGpu<'a> {
         }
         let mut read = memory::download(self.session.gpu(), &parts)?.into_iter();
         for (id, bytes) in results.iter().zip(&mut read) {
-            self.host[id.0] = Self::widened(self.dtype(id.0), &bytes);
+            self.host[id.0] = stored::values(self.dtype(id.0), &bytes);
         }
         let call = match work {
             Work::Packing => Call::Prepare,
