@@ -51,6 +51,8 @@ pub enum ProblemKind {
 
     #[error("{place} does not take the key `{key}`")]
     UnknownKey { place: String, key: String, known: Vec<&'static str> },
+    #[error("no schedule has a knob `{knob}`")]
+    UnknownKnob { knob: String, known: Vec<String> },
     #[error("a block of kind `{kind}` does not take the key `{key}`")]
     KeyOfOtherKind { kind: &'static str, key: String, known: Vec<&'static str> },
     #[error("a target of the backend `{backend}` does not take the key `{key}`")]
@@ -121,6 +123,7 @@ impl ProblemKind {
             K::NoProjectTable => "manifest::no-project-table",
             K::NoBlocks => "manifest::no-blocks",
             K::UnknownKey { .. } => "manifest::unknown-key",
+            K::UnknownKnob { .. } => "manifest::unknown-knob",
             K::KeyOfOtherKind { .. } => "manifest::key-of-other-kind",
             K::KeyOfOtherBackend { .. } => "manifest::key-of-other-backend",
             K::NoTemplate { .. } => "manifest::no-template",
@@ -152,6 +155,7 @@ impl ProblemKind {
     fn label(&self) -> String {
         match self {
             K::UnknownKey { .. } => "unknown key".to_owned(),
+            K::UnknownKnob { .. } => "unknown knob".to_owned(),
             K::KeyOfOtherKind { kind, .. } => format!("not a key of `{kind}`"),
             K::KeyOfOtherBackend { owner, .. } => format!("a key of `{owner}`"),
             K::Missing { .. } => "this table".to_owned(),
@@ -205,6 +209,15 @@ impl ProblemKind {
                     .to_owned()
             }
             K::UnknownKey { key, known, .. } | K::KeyOfOtherKind { key, known, .. } => suggest(key, known, "its keys"),
+            K::UnknownKnob { knob, known } => {
+                let known: Vec<_> = known.iter().map(String::as_str).collect();
+                let nearest = nearest(knob, &known).map_or_else(String::new, |it| format!("did you mean `{it}`? "));
+                let short: Vec<_> = known.into_iter().filter(|it| !it.contains('.')).collect();
+                format!(
+                    "{nearest}knobs, those of an MLP's products with `up.` or `down.` before them: {}",
+                    list(&short)
+                )
+            }
             K::KeyOfOtherBackend { backend, .. } => {
                 let others = super::schema::BACKEND_KEYS.iter().filter(|it| it.1 == *backend);
                 let keys: Vec<_> = ["backend"].into_iter().chain(others.map(|it| it.0)).collect();

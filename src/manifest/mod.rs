@@ -2,7 +2,7 @@
 //!
 //! [`schema`] is one table of keys: what each table takes, of which type and range, and why. The checks ([`table`]), the
 //! suggestions and the JSON Schema that editors use are all read from it, so they cannot disagree. [`load`] reads files and
-//! globs, [`shaders`] the project's own shader templates, [`resolve`] and [`block`] turn checked tables into values, [`error`] says what is wrong and where.
+//! globs, [`shaders`] the project's own shader templates, [`knobs`] what searches are restricted to, [`resolve`] and [`block`] turn checked tables into values, [`error`] says what is wrong and where.
 //!
 //! A manifest is data: loading one starts nothing and writes nothing. All problems of a project are found in one run; a
 //! project with any problem is not returned at all.
@@ -10,6 +10,7 @@
 mod block;
 mod corpus;
 pub mod error;
+mod knobs;
 mod load;
 mod resolve;
 pub mod schema;

@@ -5,7 +5,8 @@ use super::{
     block::Declared,
     corpus,
     error::{At, Problem, ProblemKind, SourceFile, shown},
-    schema::{BACKEND_KEYS, LLM_TABLE, Place},
+    knobs,
+    schema::{BACKEND_KEYS, KNOBS_TABLE, LLM_TABLE, Place},
     spec::{Dtype, Pass},
     syntax::parse,
     table::{self, Fields},
@@ -75,12 +76,16 @@ impl Resolver {
                 }),
                 "tuning" => named(file, "tuning", table, problems, |name, at, table, problems| {
                     let fields = table::read(file, &Place::Tuning(name.clone()), at, table, problems);
-                    let llm = table.iter().find(|it| it.0.get_ref() == LLM_TABLE);
-                    let llm = llm.and_then(|(key, value)| {
+                    let within = |name: &str| table.iter().find(|it| it.0.get_ref() == name);
+                    let knobs = within(KNOBS_TABLE).and_then(|(key, value)| {
+                        Some(knobs::read(file, as_table(file, key, value, problems)?, problems))
+                    });
+                    let llm = within(LLM_TABLE).and_then(|(key, value)| {
                         let table = as_table(file, key, value, problems)?;
                         Some(table::read(file, &Place::Llm(name.clone()), key.span(), table, problems))
                     });
-                    self.tunings.insert(name.clone(), Tuning::read(name, &fields, llm.as_ref()));
+                    self.tunings
+                        .insert(name.clone(), Tuning::read(name, &fields, knobs.unwrap_or_default(), llm.as_ref()));
                 }),
                 "cache" => self.cache = table::read(file, &Place::Cache, key.span(), table, problems),
                 "block" => self.blocks(file, table, problems),

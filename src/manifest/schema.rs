@@ -318,8 +318,9 @@ const TUNING: &[(bool, Key)] = &[
     ),
 ];
 
-/// The table within `[tuning.*]`.
+/// The tables within `[tuning.*]`.
 pub const LLM_TABLE: &str = "llm";
+pub const KNOBS_TABLE: &str = "knobs";
 
 const LLM: &[(bool, Key)] = &[
     (
@@ -631,7 +632,7 @@ impl Place {
 
     /// A table within this one, which is read by itself.
     pub fn holds_table(&self, key: &str) -> bool {
-        matches!(self, Self::Tuning(_)) && key == LLM_TABLE
+        matches!(self, Self::Tuning(_)) && [LLM_TABLE, KNOBS_TABLE].contains(&key)
     }
 
     /// Whether some block takes `key`, though perhaps not this one.
@@ -708,6 +709,7 @@ fn tuning_schema() -> Value {
     let mut llm = table_schema(&Place::Llm(String::new()).keys());
     llm["description"] = "The language model of the strategy `llm`.".into();
     schema["properties"][LLM_TABLE] = llm;
+    schema["properties"][KNOBS_TABLE] = super::knobs::schema();
     schema
 }
 

@@ -213,22 +213,7 @@ impl Reader<'_> {
     }
 
     fn wrong_type(&mut self, expected: &'static str, value: &Spanned<DeValue<'_>>) {
-        let found = match value.get_ref() {
-            DeValue::String(_) => "a string",
-            DeValue::Integer(_) => "an integer",
-            DeValue::Float(_) => "a float",
-            DeValue::Boolean(_) => "a boolean",
-            DeValue::Datetime(_) => "a date or time",
-            DeValue::Array(_) => "a list",
-            DeValue::Table(_) => "a table",
-        };
-        // The span of `[a.b]` or `a.b = ...` would underline a header elsewhere; of a list or inline table, all its lines.
-        let span = value.span();
-        let line = self.file.text.get(span.clone()).and_then(|it| it.lines().next()).map_or(0, str::len);
-        self.report(
-            ProblemKind::WrongType { key: self.key.name.to_owned(), expected, found },
-            span.start..span.start + line,
-        );
+        self.problems.push(wrong_type(self.file, self.key.name, expected, value));
     }
 
     fn out_of_range(&mut self, value: &str, range: String, span: Range<usize>) {
@@ -330,6 +315,23 @@ impl Reader<'_> {
     }
 }
 
+/// `key` is given a value of another type than it takes.
+pub fn wrong_type(file: &Arc<SourceFile>, key: &str, expected: &'static str, value: &Spanned<DeValue<'_>>) -> Problem {
+    let found = match value.get_ref() {
+        DeValue::String(_) => "a string",
+        DeValue::Integer(_) => "an integer",
+        DeValue::Float(_) => "a float",
+        DeValue::Boolean(_) => "a boolean",
+        DeValue::Datetime(_) => "a date or time",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
+    };
+    // The span of `[a.b]` or `a.b = ...` would underline a header elsewhere; of a list or inline table, all its lines.
+    let span = value.span();
+    let line = file.text.get(span.clone()).and_then(|it| it.lines().next()).map_or(0, str::len);
+    Problem::at(ProblemKind::WrongType { key: key.to_owned(), expected, found }, file, span.start..span.start + line)
+}
+
 /// Whether somebody who writes this key means a secret by it.
 fn is_secret(key: &str) -> bool {
     let plain = key.to_ascii_lowercase().replace(['-', '_'], "");
@@ -360,7 +362,7 @@ fn short(number: f64) -> String {
     if (1e-3..1e6).contains(&number) { number.to_string() } else { format!("{number:e}") }
 }
 
-fn integer(value: &DeInteger<'_>) -> Option<i128> {
+pub fn integer(value: &DeInteger<'_>) -> Option<i128> {
     i128::from_str_radix(value.as_str(), value.radix()).ok()
 }
 

@@ -1,6 +1,7 @@
 //! Every mistake's whole message, as a user sees it, and what a good project resolves to.
 
 use super::{spec::Dtype, *};
+use crate::plan::space::only::tests::only;
 use std::{fs, path::Path};
 use tempfile::TempDir;
 
@@ -38,6 +39,13 @@ fn message_for_project(tables: &str) -> String {
     message(project(&[(PROJECT_FILE, &text)]).path())
 }
 
+/// The message for a project whose tuning has these knobs.
+fn message_for_knobs(knobs: &str) -> String {
+    message_for_project(&format!(
+        "[project]\nname = \"demo\"\n[tuning.tiles]\nstrategy = \"grid\"\n[tuning.tiles.knobs]\n{knobs}"
+    ))
+}
+
 fn transformer(changes: &str) -> String {
     let mut text = "[block.t]\nkind = \"transformer\"\n".to_owned();
     let keys = [("seq", "16"), ("d-model", "64"), ("heads", "4"), ("d-ff", "128")];
@@ -68,6 +76,17 @@ messages! {
         message_for_project("[project]\nname = \"demo\"\n[tuning.q]\nstrategy = \"llm\"\n[tuning.q.llm]\napi-key = \"sk-1\"\n");
     an_unknown_key_of_a_language_model_is_named =>
         message_for_project("[project]\nname = \"demo\"\n[tuning.q]\nstrategy = \"llm\"\n[tuning.q.llm]\nmodell = \"m\"\nendpoint = \"\"\n");
+    an_unknown_knob_is_named_with_the_nearest => message_for_knobs("nrr = [16]\nup.mrr = [6]\n");
+    a_table_that_is_no_part_of_a_schedule_is_an_unknown_knob => message_for_knobs("upper.mr = [6]\nside = {}\n");
+    what_a_knob_may_be_is_a_list => message_for_knobs("lanes = 8\nmr = { six = 6 }\nup.nr = { a = [1] }\n");
+    a_knob_has_values_of_its_own_kind => message_for_knobs("lanes = [8.0]\npack-a = [1]\nmr = [true, [6], {}]\npack-b = [3]\nprefetch = [\"yes\"]\n");
+    a_number_of_a_knob_is_not_negative => message_for_knobs("mr = [6, -1]\nkc = [99999999999999999999999]\n");
+    a_word_that_a_knob_cannot_be_is_named => message_for_knobs("pack-b = [\"ahed\"]\n");
+    a_knob_without_values_could_be_nothing => message_for_knobs("mr = []\n");
+    a_value_of_a_knob_twice_is_shown_twice => message_for_knobs("mr = [4, 6, 4]\n");
+    a_knob_given_in_both_spellings_is_shown_twice => message_for_knobs("\"up.mr\" = [4]\nup.mr = [6]\n");
+    knobs_are_a_table =>
+        message_for_project("[project]\nname = \"demo\"\n[tuning.q]\nstrategy = \"grid\"\nknobs = [\"mr\"]\n");
     a_project_table_in_a_workload_is_sent_home => message_for("[pipeline.fast]\npasses = []\n");
 
     a_string_for_an_integer_is_a_wrong_type => message_for(&transformer("heads = \"four\"\n"));
@@ -178,6 +197,22 @@ fn a_template_is_read_under_the_limits_of_a_workload() {
         let text = render(&load(inside.path()).unwrap_err(), false, 200);
         assert!(text.contains(&format!("`{link}` is outside the project")), "{text}");
     }
+}
+
+#[test]
+fn knobs_are_read_in_every_spelling() {
+    let knobs = |text: &str| {
+        let text =
+            format!("[project]\nname = \"demo\"\n[tuning.it]\nstrategy = \"grid\"\n{text}\n[block.good]\n{MATMUL}");
+        let folder = project(&[(PROJECT_FILE, &text)]);
+        load(folder.path()).unwrap_or_else(|it| panic!("{}", render(&it, false, 100))).tunings["it"].knobs.clone()
+    };
+    let wanted = only("lanes = 8; mr = 4 6; pack-b = ahead; pack-a = false; up.mr = 6; prefetch = 0 true");
+    let plain = "lanes = [8]\nmr = [6, 4]\npack-b = [\"ahead\"]\npack-a = [false]\nprefetch = [true, 0]\n";
+    assert_eq!(knobs(&format!("[tuning.it.knobs]\n{plain}\"up.mr\" = [6]")), wanted);
+    assert_eq!(knobs(&format!("[tuning.it.knobs]\n{plain}up.mr = [6]")), wanted);
+    assert_eq!(knobs(&format!("[tuning.it.knobs]\n{plain}[tuning.it.knobs.up]\nmr = [6]")), wanted);
+    assert!(knobs("").is_empty() && knobs("[tuning.it.knobs]\nup = {}").is_empty());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! How plans are found: `[tuning.*]`.
 
 use super::table::Fields;
+use crate::plan::space::Only;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub struct Tuning {
     pub seed: u64,
     /// Whether the block is tried without each of its fusions, too.
     pub fusions: bool,
+    /// What a search may choose from: not the heuristic, whose schedules every search begins with.
+    pub knobs: Only,
     pub llm: Llm,
 }
 
@@ -34,11 +37,12 @@ impl Tuning {
             time_ms: None,
             seed: 1,
             fusions: true,
+            knobs: Only::default(),
             llm: Llm::default(),
         }
     }
 
-    pub(super) fn read(name: String, fields: &Fields, llm: Option<&Fields>) -> Self {
+    pub(super) fn read(name: String, fields: &Fields, knobs: Only, llm: Option<&Fields>) -> Self {
         let plain = Self::heuristic(name);
         Self {
             strategy: fields.text("strategy").and_then(Strategy::from_name).unwrap_or(plain.strategy),
@@ -46,6 +50,7 @@ impl Tuning {
             time_ms: fields.time("time").map(milliseconds),
             seed: fields.size("seed").map_or(plain.seed, |it| it as u64),
             fusions: fields.flag("fusions").unwrap_or(plain.fusions),
+            knobs,
             llm: llm.map(Llm::read).unwrap_or_default(),
             ..plain
         }

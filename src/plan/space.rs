@@ -12,11 +12,13 @@ mod family;
 mod gpu;
 mod knob;
 mod nearest;
+pub mod only;
 mod walk;
 
 pub use describe::{Description, FamilyDescription, KnobDescription};
 pub use family::Family;
 pub use knob::{Knob, Settings, Value};
+pub use only::{NoneLeft, Only, Outside, Setting};
 pub use walk::Walk;
 
 use super::{
@@ -40,6 +42,11 @@ pub struct Point {
 /// Points in a row without a legal one after which a family counts as walked through. Of families that have legal points at all,
 /// one in a hundred or more is.
 const MISSES: u128 = 1 << 14;
+/// The same of a family that is restricted: of what is left, legal points can be any share, so that up to so many are all looked at.
+/// Two million of an MLP take most of a minute, where each of those that are legal takes a tenth of a second to try.
+const MISSES_RESTRICTED: u128 = 1 << 21;
+/// Where there has been no legal one so far: whoever restricts a space to nothing is told so before the search, in seconds.
+const MISSES_AT_FIRST: u128 = 1 << 19;
 
 /// The space of one operation.
 #[derive(Debug, Clone)]
@@ -50,6 +57,9 @@ pub struct Space {
     families: Vec<Family>,
     /// Where the operands are known.
     operation: Option<StageGraph>,
+    /// What [`Self::only`] leaves.
+    only: Only,
+    none_left: Option<NoneLeft>,
 }
 
 impl Space {
@@ -62,13 +72,18 @@ impl Space {
         };
         let (inputs, output) = (Vec::new(), TensorId(0));
         let stage = Stage { name: "op".to_owned(), op: op.clone(), inputs, output, scheduled: true };
-        let mut space = Self { stage, dtype, device: device.clone(), families, operation: None };
+        let (device, only) = (device.clone(), Only::default());
+        let mut space = Self { stage, dtype, device, families, operation: None, only, none_left: None };
         // What the device cannot do, or not with this shape, leaves a family without a legal point.
-        let one = |family: usize| Walk::only(&space, family).next(&space).is_some();
-        let any: Vec<bool> = (0..space.families.len()).map(one).collect();
-        let mut any = any.into_iter();
-        space.families.retain(|_| any.next().unwrap_or(false));
+        space.drop_empty();
         space
+    }
+
+    fn drop_empty(&mut self) {
+        let one = |family: usize| Walk::only(self, family).next(self).is_some();
+        let any: Vec<bool> = (0..self.families.len()).map(one).collect();
+        let mut any = any.into_iter();
+        self.families.retain(|_| any.next().unwrap_or(false));
     }
 
     /// The space of an operation alone ([`super::operation`]), whose operands decide what is legal too.
@@ -128,7 +143,7 @@ impl Space {
     /// The schedule of a point. None where it is not legal, and where the point is not the first of those with this schedule.
     pub fn schedule(&self, point: &Point) -> Option<Schedule> {
         let family = self.families.get(point.family)?;
-        if family.canonical(&point.choices) != point.choices {
+        if !family.permits(&point.choices) || family.canonical(&point.choices) != point.choices {
             return None;
         }
         family.schedule(&point.choices).filter(|it| self.is_legal(it))

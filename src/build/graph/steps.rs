@@ -186,6 +186,7 @@ fn searched(own: &mut KeyParts, tuning: &Tuning, environment: &EnvironmentLlm) {
     own.set("tuning.trials", tuning.trials.to_string());
     own.set("tuning.seed", tuning.seed.to_string());
     own.set("tuning.fusions", tuning.fusions.to_string());
+    own.set_fields("tuning.knobs", &tuning.knobs);
     if let Some(time) = tuning.time_ms {
         own.set("tuning.time-ms", time.to_string());
     }

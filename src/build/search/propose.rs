@@ -4,6 +4,7 @@ use crate::{
     host::Device,
     plan::{
         schedule::Schedule,
+        space::{Only, Space},
         stage::{Stage, StageGraph},
     },
     protocol::tuning::Trial,
@@ -20,10 +21,13 @@ pub struct Problem {
     pub threads: usize,
     /// Attention on a GPU leaves its softmax to the CPU: schedules of other kinds are not wanted.
     pub hybrid_softmax: bool,
-    /// What the analytic heuristic proposes: the first trial of every search, which the others are held against.
+    /// What the analytic heuristic proposes: the first trial of every search, which the others are held against, whatever the search
+    /// is restricted to.
     pub heuristic: Schedule,
     /// Schedules that did well elsewhere, best first. They are proposed early and have to prove themselves here.
     pub seeds: Vec<Schedule>,
+    /// What knobs may be: nothing else is proposed.
+    pub only: Only,
     /// Equal seeds, equal proposals, as long as what is told is equal.
     pub seed: u64,
     /// The project's own shader templates, by file name.
@@ -34,6 +38,17 @@ impl Problem {
     /// The stage; an operation always has one.
     pub fn stage(&self) -> &Stage {
         &self.operation.stages[0]
+    }
+
+    /// What may be proposed. Every proposer takes its schedules from here, and holds to it those that come from elsewhere
+    /// ([`Space::admits`]).
+    pub fn space(&self) -> Space {
+        Space::of_operation(&self.operation, &self.device, self.hybrid_softmax).only(&self.only)
+    }
+
+    /// [`Self::space`], where it is not the whole one: making it costs more than what most problems need of it.
+    pub fn restricted_space(&self) -> Option<Space> {
+        (!self.only.is_empty()).then(|| self.space())
     }
 }
 

@@ -26,6 +26,7 @@ use crate::{
     },
     plan::{
         Plan, operation,
+        space::Space,
         stage::{Stage, StageGraph},
     },
     protocol::{
@@ -294,9 +295,13 @@ impl Tuner<'_> {
             hybrid_softmax: *hybrid_softmax,
             heuristic: heuristic.ok_or_else(|| Stop::defect("the heuristic proposes nothing".to_owned()))?,
             seeds: self.ledger.transferred(&scope, TRANSFERRED),
+            only: tuning.knobs.clone(),
             seed: tuning.seed,
             shaders: self.context.rules.shaders.clone(),
         };
+        if let Some(none) = problem.restricted_space().as_ref().and_then(Space::none_left) {
+            return Err(Stop::nothing_left(none, (&tuning.name, &scope.operation, &stage.name)));
+        }
         Ok(Prepared { scope, bench, operation, problem, stage: &stage.name, stages: 1 })
     }
 

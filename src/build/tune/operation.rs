@@ -347,7 +347,10 @@ impl Search<'_> {
         leaders.sort_by_key(|it| it.0);
         let mut finalists: Vec<Proposal> =
             leaders.iter().map(|it| Proposal::new(it.1.schedule.clone(), it.1.origin.clone())).collect();
+        // What an unrestricted search found is not for one that may not choose it.
+        let restricted = self.problem.restricted_space();
         if let Some(best) = self.ledger.best(self.scope)
+            && restricted.is_none_or(|it| it.admits(&best.schedule).is_ok())
             && best.schedule != self.problem.heuristic
             && !finalists.iter().any(|it| it.schedule == best.schedule)
         {

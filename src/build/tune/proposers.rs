@@ -9,7 +9,6 @@ use crate::{
     },
     digest::Digest,
     manifest::{self, Tuning},
-    plan::space::Space,
     store::Store,
 };
 use std::{env, sync::Arc, time::Duration};
@@ -26,8 +25,7 @@ pub fn proposer(tuning: &Tuning, problem: &Problem, context: &Context<'_>) -> Re
 }
 
 fn language_model(tuning: &Tuning, problem: &Problem, context: &Context<'_>) -> Result<Box<dyn Proposer>, Stop> {
-    let space = Space::of_operation(&problem.operation, &problem.device, problem.hybrid_softmax);
-    let knobs = serde_json::to_value(space.describe()).unwrap_or_default();
+    let knobs = serde_json::to_value(problem.space().describe()).unwrap_or_default();
     let access = settings(&tuning.llm).resolve(|name| env::var(name).ok());
     // A handle of its own: a proposer outlives what it borrows.
     let root = context.store.dir().parent().unwrap_or(context.store.dir());

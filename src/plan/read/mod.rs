@@ -2,9 +2,10 @@
 //! with the place where it is written. Whether the knobs are legal for the block's stages is not asked here: that is gate V0.
 //!
 //! [`json`] gives every value its place; the [`tables`] say what each object takes, and a test holds them against the types
-//! that serde reads.
+//! that serde reads. [`knobs`] are the names in them.
 
 mod json;
+pub mod knobs;
 mod schema;
 mod tables;
 #[cfg(test)]

@@ -31,11 +31,15 @@ pub struct KnobDescription {
     /// What has to be done to a value to have the one in the plan, e.g. ``times `lanes` ``.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
+    /// Where the search is restricted: what the value in the plan must be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub only: Option<Vec<Value>>,
 }
 
 impl From<&Knob> for KnobDescription {
     fn from(knob: &Knob) -> Self {
-        Self { name: knob.name(), values: knob.values().to_vec(), rule: knob.rule() }
+        let only = knob.within().map(<[_]>::to_vec);
+        Self { name: knob.name(), values: knob.values().to_vec(), rule: knob.rule(), only }
     }
 }
 

@@ -12,12 +12,14 @@ pub struct Family {
     /// What is the same in all of its schedules, by dotted name.
     fixed: Vec<(&'static str, &'static str)>,
     knobs: Vec<Knob>,
+    /// Some of what was declared is left out ([`super::only`]).
+    restricted: bool,
 }
 
 impl Family {
     /// Knobs come after those that they are counted in. A knob without values leaves the family without points.
     pub fn new(name: &str, fixed: &[(&'static str, &'static str)], knobs: Vec<Knob>) -> Self {
-        Self { name: name.to_owned(), fixed: fixed.to_vec(), knobs }
+        Self { name: name.to_owned(), fixed: fixed.to_vec(), knobs, restricted: false }
     }
 
     pub fn name(&self) -> &str {
@@ -30,6 +32,25 @@ impl Family {
 
     pub fn knobs(&self) -> &[Knob] {
         &self.knobs
+    }
+
+    /// The same with other knobs, which a restriction made of its own.
+    pub(super) fn restricted_to(&self, knobs: Vec<Knob>) -> Self {
+        Self { name: self.name.clone(), fixed: self.fixed.clone(), knobs, restricted: true }
+    }
+
+    pub(super) const fn is_restricted(&self) -> bool {
+        self.restricted
+    }
+
+    /// Whether a restriction leaves the point. Rules make values that no list of choices can tell.
+    pub(super) fn permits(&self, choices: &[usize]) -> bool {
+        if !self.restricted {
+            return true;
+        }
+        let values = self.values(choices);
+        let permits = |(at, knob): (usize, &Knob)| knob.permits(values[at], &self.knobs[..at], &values[..at]);
+        self.knobs.iter().enumerate().all(permits)
     }
 
     /// Number of points, legal or not.

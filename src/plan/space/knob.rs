@@ -33,8 +33,8 @@ enum Rule {
     MultipleOf(&'static str),
     /// It is another knob's value, which is named in full: prefixes do not matter.
     SameAs(&'static str),
-    /// Only where something holds, which the text says; elsewhere it would change nothing, and is the first value.
-    Where(&'static str, fn(&Settings<'_>) -> bool),
+    /// Only where something holds, which the text says; elsewhere it would change nothing, and is this value.
+    Where(&'static str, fn(&Settings<'_>) -> bool, Value),
 }
 
 /// One degree of freedom of a family of schedules.
@@ -44,6 +44,8 @@ pub struct Knob {
     name: &'static str,
     values: Vec<Value>,
     rule: Rule,
+    /// The values in a schedule that a restriction leaves, where there is one ([`super::only`]).
+    within: Option<Vec<Value>>,
 }
 
 impl Knob {
@@ -70,7 +72,7 @@ impl Knob {
     }
 
     fn new(name: &'static str, values: Vec<Value>) -> Self {
-        Self { prefix: "", name, values, rule: Rule::Plain }
+        Self { prefix: "", name, values, rule: Rule::Plain, within: None }
     }
 
     /// The values count units of the knob `unit`.
@@ -83,9 +85,10 @@ impl Knob {
         Self { rule: Rule::MultipleOf(unit), ..self }
     }
 
-    /// The knob acts only where `holds`; `what` says the same.
+    /// The knob acts only where `holds`; `what` says the same. Elsewhere it is the first of its values.
     pub fn only_where(self, what: &'static str, holds: fn(&Settings<'_>) -> bool) -> Self {
-        Self { rule: Rule::Where(what, holds), ..self }
+        let idle = self.values.first().copied().unwrap_or(Value::Flag(false));
+        Self { rule: Rule::Where(what, holds, idle), ..self }
     }
 
     /// The same knob of a part of the schedule: `up.`. Knobs that it names are those of the part.
@@ -128,22 +131,73 @@ impl Knob {
             Rule::Times(unit) => Some(format!("times {}", own(unit))),
             Rule::MultipleOf(unit) => Some(format!("rounded up to a multiple of {}", own(unit))),
             Rule::SameAs(other) => Some(format!("the same as `{other}`")),
-            Rule::Where(what, _) => Some(format!("{} unless {what}", self.values[0])),
+            Rule::Where(what, _, idle) => Some(format!("{idle} unless {what}")),
         }
+    }
+
+    /// The full name of the knob that the value depends on.
+    pub(super) fn unit(&self) -> Option<String> {
+        match self.rule {
+            Rule::Times(unit) | Rule::MultipleOf(unit) => Some(format!("{}{unit}", self.prefix)),
+            Rule::SameAs(other) => Some(other.to_owned()),
+            Rule::Plain | Rule::Where(..) => None,
+        }
+    }
+
+    /// Whether another knob decides alone.
+    pub(super) const fn follows(&self) -> bool {
+        matches!(self.rule, Rule::SameAs(_))
+    }
+
+    /// Whether there are schedules in which it changes nothing. Such a knob is no other's unit.
+    pub(super) const fn is_conditional(&self) -> bool {
+        matches!(self.rule, Rule::Where(..))
+    }
+
+    /// What the declared value at `index` becomes where it acts and the knob that it depends on is `unit`.
+    pub(super) fn made(&self, index: usize, unit: Option<Value>) -> Value {
+        let value = self.values[index];
+        match (self.rule, value, unit) {
+            (Rule::Times(_), Value::Number(count), Some(Value::Number(unit))) => Value::Number(count * unit),
+            (Rule::MultipleOf(_), Value::Number(size), Some(Value::Number(unit))) => {
+                Value::Number(size.next_multiple_of(unit.max(1)))
+            }
+            (Rule::SameAs(_), _, Some(unit)) => unit,
+            _ => value,
+        }
+    }
+
+    /// The same with the declared values at these places alone, and with `within` as all that it may become.
+    pub(super) fn left(self, places: &[usize], within: Option<Vec<Value>>) -> Self {
+        let values = places.iter().map(|it| self.values[*it]).collect();
+        Self { values, within, ..self }
+    }
+
+    /// The values in a schedule that a restriction leaves; none where nothing is restricted.
+    pub fn within(&self) -> Option<&[Value]> {
+        self.within.as_deref()
+    }
+
+    /// Whether `value` is what a restriction leaves, where the knobs before have these values. What does not act may be anything.
+    pub(super) fn permits(&self, value: Value, before: &[Self], values: &[Value]) -> bool {
+        let among = self.within.as_ref().is_none_or(|it| it.contains(&value));
+        among || !self.acts(before, values)
+    }
+
+    /// Whether it changes anything where the knobs before have these values.
+    pub(super) fn acts(&self, before: &[Self], values: &[Value]) -> bool {
+        let Rule::Where(_, holds, _) = self.rule else { return true };
+        holds(&Settings { prefix: self.prefix, knobs: before, values })
     }
 
     /// The value in the schedule of the declared one at `index`, where the knobs before have these values.
     pub fn resolve(&self, index: usize, before: &[Self], values: &[Value]) -> Value {
         let settings = Settings { prefix: self.prefix, knobs: before, values };
-        let value = self.values[index];
-        match (self.rule, value) {
-            (Rule::Times(unit), Value::Number(count)) => Value::Number(count * settings.number(unit)),
-            (Rule::MultipleOf(unit), Value::Number(size)) => {
-                Value::Number(size.next_multiple_of(settings.number(unit).max(1)))
-            }
-            (Rule::SameAs(other), _) => Settings { prefix: "", ..settings }.value(other).unwrap_or(value),
-            (Rule::Where(_, holds), _) if !holds(&settings) => self.values[0],
-            _ => value,
+        match self.rule {
+            Rule::Times(unit) | Rule::MultipleOf(unit) => self.made(index, Some(Value::Number(settings.number(unit)))),
+            Rule::SameAs(other) => self.made(index, Settings { prefix: "", ..settings }.value(other)),
+            Rule::Where(_, holds, idle) if !holds(&settings) => idle,
+            Rule::Plain | Rule::Where(..) => self.values[index],
         }
     }
 }

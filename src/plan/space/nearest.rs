@@ -40,7 +40,10 @@ fn closest(family: &Family, wanted: &BTreeMap<String, Json>) -> Vec<usize> {
     let (mut choices, mut values): (Vec<usize>, Vec<Value>) = (Vec::new(), Vec::new());
     for (at, knob) in family.knobs().iter().enumerate() {
         let value = |it: usize| knob.resolve(it, &family.knobs()[..at], &values);
-        let far = |it: usize| apart(value(it), wanted.get(&knob.name()));
+        let far = |it: usize| {
+            let permitted = knob.permits(value(it), &family.knobs()[..at], &values);
+            if permitted { apart(value(it), wanted.get(&knob.name())) } else { f64::INFINITY }
+        };
         let choice = (0..knob.len()).min_by(|a, b| far(*a).total_cmp(&far(*b))).unwrap_or(0);
         let value = value(choice);
         choices.push(choice);

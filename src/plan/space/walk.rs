@@ -1,6 +1,6 @@
 //! The order in which a space is searched without knowing anything.
 
-use super::{MISSES, Point, Schedule, Space};
+use super::{MISSES, MISSES_AT_FIRST, MISSES_RESTRICTED, Point, Schedule, Space};
 
 /// Goes through the legal points of a space, each once, so that every beginning of the way covers it evenly: the families in turn,
 /// and each family in steps of the golden section of its length, around and around.
@@ -21,6 +21,8 @@ struct Steps {
     step: u128,
     at: u128,
     left: u128,
+    /// A legal point was among those so far.
+    found: bool,
 }
 
 impl Steps {
@@ -30,16 +32,23 @@ impl Steps {
         while greatest_common_divisor(step, length) > 1 {
             step += 1;
         }
-        Self { family, length, step, at: 0, left: length }
+        Self { family, length, step, at: 0, left: length, found: false }
     }
 
     fn next(&mut self, space: &Space) -> Option<(Point, Schedule)> {
+        let family = &space.families[self.family];
+        let most = match (family.is_restricted(), self.found) {
+            (false, _) => MISSES,
+            (true, false) => MISSES_AT_FIRST,
+            (true, true) => MISSES_RESTRICTED,
+        };
         let mut misses = 0;
-        while self.left > 0 && misses < MISSES {
+        while self.left > 0 && misses < most {
             self.at = (self.at + self.step) % self.length;
             self.left -= 1;
-            let point = Point { family: self.family, choices: space.families[self.family].choices(self.at) };
+            let point = Point { family: self.family, choices: family.choices(self.at) };
             if let Some(schedule) = space.schedule(&point) {
+                self.found = true;
                 return Some((point, schedule));
             }
             misses += 1;

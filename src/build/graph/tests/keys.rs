@@ -13,6 +13,7 @@ use crate::{
         gpu::{GpuFacts, GpuFeature, GpuKind},
     },
     manifest::spec::{BlockSpec, Pass},
+    plan::space::only::tests::only,
     protocol::{Gate, corpus::Case},
 };
 use std::{collections::BTreeSet, sync::Arc};
@@ -88,6 +89,30 @@ fn what_a_manifest_sets_beside_the_fields_reaches_the_steps_that_read_it() {
     assert_eq!(edited(|it| it.tuning.strategy = Strategy::Random), "plan compile verify benchmark report");
     assert_eq!(edited(|it| it.passes.truncate(5)), "ir plan compile verify benchmark report");
     assert_eq!(edited(|it| it.threads = 2), "plan compile verify benchmark report");
+}
+
+#[test]
+fn what_a_search_is_restricted_to_is_in_the_key_of_its_plan() {
+    let restricted = |strategy, text: &str| {
+        let mut blocks = [block("gpt2", transformer())];
+        blocks[0].tuning.strategy = strategy;
+        if !text.is_empty() {
+            blocks[0].tuning.knobs = only(text);
+        }
+        plan_build(&blocks, &Rules::default()).steps().iter().map(|it| it.params()).collect::<Vec<_>>()
+    };
+    let grid = |text: &str| restricted(Strategy::Grid, text);
+    let differ = |a: &str, b: &str| {
+        let (a, b) = (grid(a), grid(b));
+        (0..a.len()).filter(|it| a[*it] != b[*it]).collect::<Vec<_>>()
+    };
+    // The plan step alone.
+    assert_eq!(differ("", "mr = 6"), [1]);
+    assert_eq!(differ("mr = 6", "mr = 6 8"), [1]);
+    assert_eq!(differ("mr = 6", "up.mr = 6"), [1]);
+    assert_eq!(differ("mr = 6 8; lanes = 8", "lanes = 8; mr = 8 6"), Vec::<usize>::new());
+    // The heuristic chooses nothing.
+    assert_eq!(restricted(Strategy::Heuristic, ""), restricted(Strategy::Heuristic, "mr = 6"));
 }
 
 #[test]

@@ -9,6 +9,7 @@ use crate::{
         gpu::attention::GpuAttention,
         read::{self, ProblemKind},
         schedule::Schedule,
+        space::Space,
     },
 };
 use serde_json::{Value, json};
@@ -61,8 +62,9 @@ pub fn judge(text: &str, problem: &Problem, asked: usize) -> Judged {
         judged.reasons.push(format!("{} schedules were given: only the first {asked} are read", items.len()));
         items.truncate(asked);
     }
+    let restricted = problem.restricted_space();
     for (number, item) in items.into_iter().enumerate() {
-        match schedule(item, &format!("{SCHEDULES}[{number}]"), problem) {
+        match schedule(item, &format!("{SCHEDULES}[{number}]"), (problem, restricted.as_ref())) {
             Ok(schedule) => judged.schedules.push(schedule),
             Err(reason) => judged.reasons.push(reason),
         }
@@ -87,7 +89,8 @@ fn schedules(text: &str) -> Result<Vec<Value>, String> {
     }
 }
 
-fn schedule(item: Value, path: &str, problem: &Problem) -> Result<Schedule, String> {
+/// One schedule. `restricted` is the space, where the search may not choose from all of it.
+fn schedule(item: Value, path: &str, (problem, restricted): (&Problem, Option<&Space>)) -> Result<Schedule, String> {
     let text = names::normalise(item, path, &problem.device)?.to_string();
     let schedule = read::schedule(&text, path).map_err(|problems| {
         let told = problems.iter().take(TOLD).map(|it| explained(&it.kind)).collect::<Vec<_>>().join("; ");
@@ -107,6 +110,9 @@ fn schedule(item: Value, path: &str, problem: &Problem) -> Result<Schedule, Stri
     constraint::check(stage, dtype, &schedule, &problem.device)
         .and_then(|()| constraint::check_operands(&problem.operation, stage, &schedule))
         .map_err(|it| format!("`{path}`: {it}"))?;
+    if let Some(space) = restricted {
+        space.admits(&schedule).map_err(|it| format!("`{path}`: {it}"))?;
+    }
     Ok(schedule)
 }
 

@@ -164,9 +164,11 @@ impl Llm {
     fn propose_seeds(&mut self) {
         let stage = self.problem.stage();
         let dtype = self.problem.operation.tensor(stage.output).dtype;
+        let restricted = self.problem.restricted_space();
         for schedule in &self.problem.seeds {
             let legal = constraint::check(stage, dtype, schedule, &self.problem.device).is_ok()
-                && constraint::check_operands(&self.problem.operation, stage, schedule).is_ok();
+                && constraint::check_operands(&self.problem.operation, stage, schedule).is_ok()
+                && restricted.as_ref().is_none_or(|it| it.admits(schedule).is_ok());
             if legal && self.seen.insert(schedule.clone()) {
                 self.queue.push_back(Proposal::new(schedule.clone(), "llm: seed"));
             }

@@ -34,7 +34,7 @@ pub struct Known {
 
 impl Known {
     pub fn new(problem: &Problem) -> Self {
-        let space = Space::of_operation(&problem.operation, &problem.device, problem.hybrid_softmax);
+        let space = problem.space();
         // Whoever runs the search tries the heuristic's schedule first.
         let seen = HashSet::from([problem.heuristic.clone()]);
         Self { walk: Walk::new(&space), space, seed: problem.seed, seen, tried: Vec::new() }
@@ -68,9 +68,10 @@ impl Known {
         self.take_schedule(schedule)
     }
 
-    /// `schedule` if it is legal and new. It need not be in the space.
+    /// `schedule` if it is legal, new, and within what the search is restricted to. It need not be a point of the space.
     pub fn take_schedule(&mut self, schedule: Schedule) -> Option<Schedule> {
-        let new = !self.seen.contains(&schedule) && self.space.is_legal(&schedule);
+        let new =
+            !self.seen.contains(&schedule) && self.space.admits(&schedule).is_ok() && self.space.is_legal(&schedule);
         new.then(|| {
             self.seen.insert(schedule.clone());
             schedule

@@ -164,6 +164,15 @@ fn a_softmax_is_where_the_target_wants_it() {
     }
 }
 
+#[test]
+fn what_the_search_is_restricted_to_is_all_that_is_taken() {
+    let problem = Problem { only: only("kc = 64 65; pack-b = ahead"), ..problem() };
+    let judged = answer::judge(&answer(&[good(0), good(1), good(2)]), &problem, 4);
+    // 65 is no point of the space, and listed.
+    assert_eq!(judged.schedules, [good(0), good(1)]);
+    assert_eq!(judged.reasons, ["`schedules[2]`: `kc` = 66: this search is restricted to 64, 65"]);
+}
+
 proptest! {
     #![proptest_config(crate::testing::cases(1024))]
     /// Whatever a model writes into the numbers of a schedule is legal or refused: no check divides by it or overflows.

@@ -19,6 +19,7 @@ use crate::{
     plan::{
         operation,
         schedule::MatmulSchedule,
+        space::{Only, only::tests::only},
         stage::{Role, Stage, StageGraph, StageOp, Tensor, TensorId},
     },
     protocol::{
@@ -73,6 +74,7 @@ fn problem() -> Problem {
         hybrid_softmax: false,
         heuristic,
         seeds: Vec::new(),
+        only: Only::default(),
         seed: 1,
         shaders: [("tiled.wgsl".to_owned(), "// the secret shader".to_owned())].into(),
     }

@@ -40,6 +40,14 @@ fn schedules_that_did_well_elsewhere_come_first_and_nothing_comes_twice() {
     assert!(llm.reasons.iter().all(|it| it.starts_with("was proposed before")) && llm.reasons.len() == 2);
 }
 
+#[test]
+fn what_did_well_elsewhere_and_may_not_be_chosen_is_no_seed() {
+    let problem = Problem { seeds: vec![good(2), good(1)], only: only("kc = 64 65"), ..problem() };
+    let (exchanges, access) = (Arc::new(InMemory::default()), access("http://localhost:1", settings()));
+    let llm = Llm::new(problem, Value::Null, access, exchanges, never(), Fallback::heuristic());
+    assert_eq!(llm.queue.iter().map(|it| &it.schedule).collect::<Vec<_>>(), [&good(1)]);
+}
+
 /// What is no answer, and a piece of the reason that the model is told.
 #[test]
 fn whatever_is_no_answer_is_refused_and_the_model_is_told_why() {

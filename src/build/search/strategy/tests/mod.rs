@@ -11,7 +11,11 @@ use crate::{
     plan::{
         constraint,
         schedule::Schedule,
-        space::tests::{devices, dtypes, matmul, ops},
+        space::{
+            Only,
+            only::tests::only,
+            tests::{devices, dtypes, matmul, ops},
+        },
         stage::{Role, Stage, StageGraph, StageOp, Tensor, TensorId},
     },
     protocol::{
@@ -39,6 +43,7 @@ pub fn problem(op: StageOp, dtype: Dtype, device: &Device, hybrid_softmax: bool,
         threads: 1,
         hybrid_softmax,
         seeds: vec![],
+        only: Only::default(),
         seed,
         shaders: BTreeMap::new(),
     }
@@ -139,5 +144,55 @@ fn schedules_that_did_well_elsewhere_come_first() {
     for kind in [Kind::Evolutionary, Kind::Model] {
         let first = proposer(kind, &problem).unwrap().ask(3).into_iter().map(|it| it.schedule).collect::<Vec<_>>();
         assert_eq!(first, problem.seeds, "{kind:?}");
+    }
+}
+
+/// A restriction that the heuristic's schedule does not meet, and seeds of which some do.
+fn restricted(op: StageOp, text: &str) -> Problem {
+    let mut problem = problem(op, Dtype::F32, &devices()[0], false, 5);
+    problem.seeds = problem.space().schedules().take(40).collect();
+    Problem { only: only(text), ..problem }
+}
+
+#[test]
+fn every_strategy_proposes_only_what_a_search_is_restricted_to() {
+    for text in ["lanes = 8; mr = 3; pack-b = never", "nr = 24; mc = 48 96", "prefetch = true; order = rows-outside"] {
+        let problem = restricted(matmul(128, 768, 768), text);
+        let space = problem.space();
+        assert!(space.admits(&problem.heuristic).is_err(), "{text}");
+        assert!(space.nearest(&problem.heuristic).is_some(), "{text}");
+        for kind in [Kind::Grid, Kind::Random, Kind::Evolutionary, Kind::Model] {
+            let all = search(kind, &problem, 8, 6);
+            assert_eq!(all.len(), 48, "{kind:?} {text}");
+            all.iter().for_each(|it| assert_eq!(space.admits(&it.schedule), Ok(()), "{}", it.origin));
+            let bred = all.iter().filter(|it| it.origin.ends_with("mutation")).count();
+            assert!(kind != Kind::Evolutionary || bred > 8, "{bred} {text}");
+        }
+    }
+}
+
+/// How fast it ends does not depend on how few of the points that are left are legal.
+#[test]
+fn a_grid_over_what_is_left_tries_all_of_it_and_ends() {
+    let text =
+        "lanes = 16; mr = 14; nr = 16 32; mc = 126 140; unroll = 1; order = rows-outside; pack-a = false; split = rows";
+    let problem = restricted(matmul(128, 768, 768), text);
+    let space = problem.space();
+    let legal = space.points().filter(|it| space.schedule(it).is_some()).count();
+    assert!(legal > 100 && (legal as u128) < space.len(), "{legal} of {}", space.len());
+    for kind in [Kind::Grid, Kind::Random] {
+        let mut over = proposer(kind, &problem).unwrap();
+        let all: HashSet<_> = over.ask(1 << 20).into_iter().map(|it| it.schedule).collect();
+        assert_eq!((all.len(), over.ask(1).len()), (legal, 0), "{kind:?}");
+    }
+}
+
+#[test]
+fn a_restriction_that_leaves_nothing_proposes_nothing() {
+    let mut problem = restricted(matmul(128, 768, 768), "mr = 9");
+    problem.seeds.push(problem.heuristic.clone());
+    assert!(problem.space().none_left().is_some());
+    for kind in KINDS {
+        assert_eq!(search(kind, &problem, 8, 2), [], "{kind:?}");
     }
 }
