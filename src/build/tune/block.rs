@@ -7,7 +7,7 @@ use super::{
     ledger::{Ledger, On, Scope},
     operation::{Budget, FINAL_RUNS, Found, HEURISTIC, Search, Winner, best_of},
     pool::{self, Pool},
-    proposers, time,
+    proposers, restrict, time,
 };
 use crate::{
     build::{
@@ -26,7 +26,6 @@ use crate::{
     },
     plan::{
         Plan, operation,
-        space::Space,
         stage::{Stage, StageGraph},
     },
     protocol::{
@@ -146,7 +145,7 @@ impl Tuner<'_> {
 
     fn run(&self, ir: Blobs) -> Result<Tuned, Stop> {
         let until = self.tuning().time_ms.map(|it| Instant::now() + Duration::from_millis(it));
-        let variants = self.worthwhile(self.variants(ir)?)?;
+        let variants = self.worthwhile(restrict::possible(self.variants(ir)?, self.block)?)?;
         let (operations, searched) = self.operations(&variants, until)?;
         let mut plans = vec![(self.heuristics(&variants[0]), &variants[0])];
         for variant in &variants {
@@ -299,9 +298,6 @@ impl Tuner<'_> {
             seed: tuning.seed,
             shaders: self.context.rules.shaders.clone(),
         };
-        if let Some(none) = problem.restricted_space().as_ref().and_then(Space::none_left) {
-            return Err(Stop::nothing_left(none, (&tuning.name, &scope.operation, &stage.name)));
-        }
         Ok(Prepared { scope, bench, operation, problem, stage: &stage.name, stages: 1 })
     }
 

@@ -3,7 +3,7 @@
 //!
 //! [`operation`] searches the schedule of one operation with one strategy, [`block`] puts those of a block together and measures
 //! the whole, [`judge`] has all gates decide on the winner, [`lab`] has candidates tried and raced by the workers of a [`pool`],
-//! [`time`] says where the time goes, [`ledger`] is what is kept of it all, [`exchange`] moves trials between machines.
+//! [`time`] says where the time goes, [`restrict`] what is left to search, [`ledger`] is what is kept of it all, [`exchange`] moves trials between machines.
 
 pub mod block;
 pub mod exchange;
@@ -13,12 +13,11 @@ pub mod ledger;
 pub mod operation;
 pub mod pool;
 pub mod proposers;
+mod restrict;
 pub mod time;
 
 use crate::{
     build::engine::worker::WorkerError,
-    manifest::schema::KNOBS_TABLE,
-    plan::space::NoneLeft,
     protocol::{Failure, FailureKind},
     store::StoreError,
 };
@@ -37,13 +36,6 @@ pub enum Stop {
 impl Stop {
     fn defect(message: String) -> Self {
         Self::Failed(Failure::new(FailureKind::Internal, message))
-    }
-
-    /// A restriction that leaves an operation without a schedule, which is found before anything is measured.
-    fn nothing_left(none: &NoneLeft, (tuning, operation, stage): (&str, &str, &str)) -> Self {
-        let message = format!("[tuning.{tuning}.{KNOBS_TABLE}] leaves no schedule for {operation}: {none}");
-        let hint = "list more values, or other ones; a knob that is not named may be anything";
-        Self::Failed(Failure::new(FailureKind::IllegalPlan, message).at_stage(stage).with_hint(hint))
     }
 
     fn unreadable(error: impl ToString) -> Self {
@@ -96,23 +88,5 @@ impl std::fmt::Display for Progress<'_> {
             Some(left) if told < budget => write!(f, ", {left:.0} s left"),
             _ => Ok(()),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::plan::space::only::Restricted;
-
-    #[test]
-    fn a_restriction_that_leaves_nothing_names_tuning_operation_stage_and_knobs() {
-        let [only, of] = [vec!["9".to_owned()], vec!["4".to_owned(), "6".to_owned()]];
-        let none = NoneLeft { knobs: vec![Restricted { knob: "mr".to_owned(), only, of }] };
-        let Stop::Failed(it) = Stop::nothing_left(&none, ("tiles", "matmul m=8", "mlp.up")) else {
-            panic!("a failure")
-        };
-        assert_eq!((it.kind, it.stage.as_deref()), (FailureKind::IllegalPlan, Some("mlp.up")));
-        let message = "[tuning.tiles.knobs] leaves no schedule for matmul m=8: `mr` = 9 (the space has 4, 6)";
-        assert_eq!(it.message, message);
     }
 }

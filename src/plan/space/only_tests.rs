@@ -126,6 +126,14 @@ fn what_does_not_act_may_be_anything_and_is_what_it_was() {
 }
 
 #[test]
+fn a_description_says_what_the_values_in_a_plan_must_be() {
+    let description = space(&matmul(128, 768, 768), "nr = 24; mr = 6").describe();
+    let knob = |name: &str| description.families[0].knobs.iter().find(|it| it.name == name).unwrap();
+    assert_eq!((&knob("mr").values, &knob("nr").values), (&vec![Value::Number(6)], &vec![Value::Number(3)]));
+    assert_eq!((&knob("nr").only, &knob("kc").only), (&Some(vec![Value::Number(24)]), &None));
+}
+
+#[test]
 fn a_method_is_chosen_like_a_knob() {
     let op = StageOp::Mlp {
         rows: 4,
