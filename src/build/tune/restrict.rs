@@ -98,7 +98,7 @@ mod tests {
             vec![
                 variant(&[], std::slice::from_ref(&add)),
                 variant(&[Pass::FuseMlpBlock], &[add.clone(), product.clone()]),
-                variant(&[Pass::FuseMatmulActivation], &[product.clone()]),
+                variant(&[Pass::FuseMatmulActivation], std::slice::from_ref(&product)),
             ]
         };
         let kept = |block: &BlockTarget| possible(variants(), block).map(|it| it.len()).unwrap();
