@@ -25,6 +25,9 @@ use std::{mem, sync::Arc};
 
 /// Samples of each ceiling before the race, and after it.
 const CANARY_SAMPLES: usize = 9;
+/// How often they are sampled before a race until the arithmetic moves by no more than this share.
+const MOST_CANARIES: usize = 8;
+const STEADY: f64 = 0.01;
 
 /// Races programs, each with the texts of its shaders; the first one is what the others are held against. Where the device cannot
 /// time one of them, because the host has a part in it, the host's clock times all.
@@ -128,7 +131,25 @@ struct Running<'a> {
 }
 
 impl Running<'_> {
+    /// The ceilings, once two looks at them agree: a device that was idle while the racers were made ready showed a fifth to a half of
+    /// its rate 150 ms later, and the race was run again because of that.
     fn canary(&self, graph: &StageGraph) -> Result<Rates, Failure> {
+        let mut last = self.ceilings(graph)?;
+        for _ in 0..MOST_CANARIES {
+            if self.metering.gpu().facts.software() {
+                break;
+            }
+            let now = self.ceilings(graph)?;
+            let moved = (now.ceilings.gflops / last.ceilings.gflops - 1.0).abs();
+            last = now;
+            if moved <= STEADY {
+                break;
+            }
+        }
+        Ok(last)
+    }
+
+    fn ceilings(&self, graph: &StageGraph) -> Result<Rates, Failure> {
         warm_up(self.meter, self.metering)?;
         let mut samples = vec![Vec::new(); self.meter.ceilings().len()];
         for _ in 0..CANARY_SAMPLES {
