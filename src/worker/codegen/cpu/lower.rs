@@ -1,4 +1,4 @@
-//! MLIR text -> LLVM -> object file, through LLVM's own target machine for the host CPU.
+//! MLIR text -> LLVM -> object file, through LLVM's own target machine: that of the host CPU, and in tests others'.
 
 use crate::ir::{context, diagnostics::capture};
 use kernelforge::protocol::{Failure, FailureKind};
@@ -17,7 +17,7 @@ use llvm_sys::{
 };
 use melior::{Context, ir::Module, pass::PassManager, utility::parse_pass_pipeline};
 use std::{
-    ffi::{CStr, c_char},
+    ffi::{CStr, CString, c_char},
     ptr, slice,
     sync::Once,
 };
@@ -49,10 +49,26 @@ pub fn checked_object(text: &str, check: impl FnOnce(&Module<'_>) -> Result<(), 
     let parsed = capture(&context, || Module::parse(&context, text).ok_or_else(|| failure("MLIR does not parse", "")));
     let mut module = parsed?;
     check(&module)?;
-    capture(&context, || {
-        run_pipeline(&context, &mut module).map_err(|it| failure("MLIR does not lower", it.to_string()))
-    })?;
-    emit(&module)
+    lowered(&context, &mut module)?;
+    emit(&module, &Target::host(), LLVMCodeGenFileType::LLVMObjectFile)
+}
+
+/// The assembly of the generated module `text` for a CPU that need not be here.
+///
+/// # Errors
+/// As [`object`].
+#[cfg(test)]
+pub fn assembly(text: &str, target: &Target) -> Result<String, Failure> {
+    let context = context();
+    let parsed = capture(&context, || Module::parse(&context, text).ok_or_else(|| failure("MLIR does not parse", "")));
+    let mut module = parsed?;
+    lowered(&context, &mut module)?;
+    let text = emit(&module, target, LLVMCodeGenFileType::LLVMAssemblyFile)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+fn lowered(context: &Context, module: &mut Module<'_>) -> Result<(), Failure> {
+    capture(context, || run_pipeline(context, module).map_err(|it| failure("MLIR does not lower", it.to_string())))
 }
 
 fn run_pipeline(context: &Context, module: &mut Module<'_>) -> Result<(), melior::Error> {
@@ -108,7 +124,7 @@ unsafe fn message(message: *mut c_char) -> String {
     text
 }
 
-/// Registers the host target with LLVM, once.
+/// Registers the host's target with LLVM, once.
 pub fn initialize_target() {
     static INITIALIZE: Once = Once::new();
     // SAFETY: the initialisers only fill LLVM's target registry; `Once` keeps them single-threaded.
@@ -121,7 +137,8 @@ pub fn initialize_target() {
             LLVMInitializeX86TargetMC();
             LLVMInitializeX86AsmPrinter();
         }
-        #[cfg(target_arch = "aarch64")]
+        // Tests look at what becomes of kernels there.
+        #[cfg(any(target_arch = "aarch64", test))]
         {
             LLVMInitializeAArch64TargetInfo();
             LLVMInitializeAArch64Target();
@@ -131,35 +148,56 @@ pub fn initialize_target() {
     });
 }
 
-fn target_machine() -> Result<Owned<LLVMTargetMachineRef>, Failure> {
-    initialize_target();
-    // SAFETY: the strings are LLVM's own and freed after use; the out-parameters are valid; a null machine is checked.
-    unsafe {
-        let triple = Owned(LLVMGetDefaultTargetTriple(), LLVMDisposeMessage);
-        let (mut target, mut error) = (ptr::null_mut(), ptr::null_mut());
-        if LLVMGetTargetFromTriple(triple.0, &mut target, &mut error) != 0 {
-            return Err(failure("LLVM has no target for", message(error)));
+/// What code is generated for, by LLVM's names.
+pub struct Target {
+    triple: CString,
+    cpu: CString,
+    features: CString,
+}
+
+impl Target {
+    /// The CPU that this process runs on, with all that it has.
+    fn host() -> Self {
+        // SAFETY: LLVM allocates each of these strings for its caller.
+        let [triple, cpu, features] = unsafe {
+            [LLVMGetDefaultTargetTriple(), LLVMGetHostCPUName(), LLVMGetHostCPUFeatures()].map(|it| message(it))
+        };
+        Self::of(&triple, &cpu, &features)
+    }
+
+    /// A name with a NUL is no name that LLVM knows, and becomes the empty one.
+    pub fn of(triple: &str, cpu: &str, features: &str) -> Self {
+        let [triple, cpu, features] = [triple, cpu, features].map(|it| CString::new(it).unwrap_or_default());
+        Self { triple, cpu, features }
+    }
+
+    fn machine(&self) -> Result<Owned<LLVMTargetMachineRef>, Failure> {
+        initialize_target();
+        let (triple, mut target, mut error) = (self.triple.as_ptr(), ptr::null_mut(), ptr::null_mut());
+        // SAFETY: the strings live as long as `self`; the out-parameters are valid; a null machine is checked.
+        unsafe {
+            if LLVMGetTargetFromTriple(triple, &mut target, &mut error) != 0 {
+                return Err(failure("LLVM has no target for", message(error)));
+            }
+            let machine = LLVMCreateTargetMachine(
+                target,
+                triple,
+                self.cpu.as_ptr(),
+                self.features.as_ptr(),
+                LLVMCodeGenOptLevel::LLVMCodeGenLevelDefault,
+                LLVMRelocMode::LLVMRelocPIC,
+                LLVMCodeModel::LLVMCodeModelDefault,
+            );
+            if machine.is_null() {
+                return Err(failure("LLVM has no target machine for", String::new()));
+            }
+            Ok(Owned(machine, LLVMDisposeTargetMachine))
         }
-        let (cpu, features) =
-            (Owned(LLVMGetHostCPUName(), LLVMDisposeMessage), Owned(LLVMGetHostCPUFeatures(), LLVMDisposeMessage));
-        let machine = LLVMCreateTargetMachine(
-            target,
-            triple.0,
-            cpu.0,
-            features.0,
-            LLVMCodeGenOptLevel::LLVMCodeGenLevelDefault,
-            LLVMRelocMode::LLVMRelocPIC,
-            LLVMCodeModel::LLVMCodeModelDefault,
-        );
-        if machine.is_null() {
-            return Err(failure("LLVM has no target machine for", String::new()));
-        }
-        Ok(Owned(machine, LLVMDisposeTargetMachine))
     }
 }
 
-fn emit(module: &Module<'_>) -> Result<Vec<u8>, Failure> {
-    let machine = target_machine()?;
+fn emit(module: &Module<'_>, target: &Target, kind: LLVMCodeGenFileType) -> Result<Vec<u8>, Failure> {
+    let machine = target.machine()?;
     // SAFETY: the context outlives the module made in it (drop order is the reverse of declaration); null is checked;
     // `mlir_sys` and `llvm_sys` declare the same opaque pointer types of the one LLVM that is linked.
     unsafe {
@@ -173,8 +211,7 @@ fn emit(module: &Module<'_>) -> Result<Vec<u8>, Failure> {
         // LLVM's middle end is not run. MLIR has canonicalised, and what is worth vectorising is vectors: on a GPT-2 block O1
         // took 190 ms of 560 for code of the same speed (block 113.9 against 116.8 GFLOP/s at best, within the noise).
         let (mut buffer, mut error) = (ptr::null_mut(), ptr::null_mut());
-        let object = LLVMCodeGenFileType::LLVMObjectFile;
-        if LLVMTargetMachineEmitToMemoryBuffer(machine.0, llvm.0, object, &mut error, &mut buffer) != 0 {
+        if LLVMTargetMachineEmitToMemoryBuffer(machine.0, llvm.0, kind, &mut error, &mut buffer) != 0 {
             return Err(failure("LLVM does not assemble", message(error)));
         }
         let buffer = Owned(buffer, LLVMDisposeMemoryBuffer);

@@ -8,6 +8,8 @@ mod attention;
 mod costs_tests;
 mod elementwise;
 mod emit;
+#[cfg(test)]
+mod foreign_tests;
 mod given;
 #[cfg(test)]
 mod half_tests;
