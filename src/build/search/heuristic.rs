@@ -27,6 +27,10 @@ const BODY: usize = 48;
 /// Of products of many rows on 16 registers, whose steps have half the multiply-adds: 8 steps of 4x24. Than with 4 steps 128x768x3072
 /// is 6 % faster, 512x512x1024 and 100x1000x512 3 %, 128x3072x768 2 %; 1024x1024x1024 is as fast (Zen 3, interleaved on a busy machine).
 const LONG_BODY: usize = 96;
+/// Panels of B up to which A is read as it lies.
+const COPIED_PANELS: usize = 32;
+/// Panels that a block of columns has at least: its rows of A come from L2 once for each block.
+const FEWEST_PANELS: usize = 4;
 /// Cycles from one fused multiply-add to the next that needs its result: 4 on every x86-64 and AArch64 core of the last years.
 const LATENCY: f64 = 4.0;
 /// Rows of a softmax at a time, so that one row's waiting is filled by the others (512 tokens, 12 heads of 64, AVX2: one at a time 2 %
@@ -157,6 +161,17 @@ fn packed_during((m, n, k): (usize, usize, usize), s: MatmulSchedule, cpu: &CpuF
     MatmulSchedule { pack_b: PackB::During, nc: nc.max(s.nr), ..s }
 }
 
+/// Columns of a block. Where depth is cut, each block's sums are read and written again for every part of it, and so a quarter of L2 is
+/// what they take: 128x768x3072 is 2 to 3 % faster in blocks of 192 columns than in one, and so is the second product of an MLP of 128
+/// rows. Sums of many rows do not fit however narrow their blocks are.
+fn columns((m, n, k): (usize, usize, usize), (kc, nr): (usize, usize), cpu: &CpuFacts) -> usize {
+    let fitting = cpu.l2 / 4 / 4 / m;
+    if k <= kc || fitting < FEWEST_PANELS * nr {
+        return n.next_multiple_of(nr);
+    }
+    n.div_ceil(n.div_ceil(fitting / nr * nr)).next_multiple_of(nr)
+}
+
 fn product(
     (m, n, k): (usize, usize, usize),
     (mr, vectors): (usize, usize),
@@ -174,18 +189,20 @@ fn product(
         // Equal blocks, so that none is short. A pair takes the place of an f32.
         k.div_ceil(k.div_ceil(DEEPEST * dot.terms())).next_multiple_of(unroll * dot.terms())
     };
-    // A's block and B's panel fill L2 but for a sixteenth; equal blocks here too.
-    let fitting = (cpu.l2 / 16 * 15 / 4 / kc.div_ceil(dot.terms())).saturating_sub(nr);
-    let fitting = fitting.clamp(4 * mr, BLOCK_ROWS.max(4 * mr));
+    let steps = kc.div_ceil(dot.terms());
+    // A's block takes three quarters of L2; equal blocks here too. 1024x1024x1024 is 2 to 3 % faster in blocks of 64 or 88 rows, which are
+    // 256 and 352 KiB of 512, than in blocks of 108 (432 KiB).
+    let fitting = (cpu.l2 / 4 * 3 / 4 / steps).clamp(4 * mr, BLOCK_ROWS.max(4 * mr));
     let mc = m.div_ceil(m.div_ceil(fitting)).next_multiple_of(mr);
-    // Rows a multiple of 4 KiB apart share a set of L1, which a tile's rows then fight over.
-    let fight = m >= mr && mr > 1 && (k * 4 / dot.terms()).is_multiple_of(4096);
+    // Rows a multiple of 4 KiB apart share a set of L1, which a tile's rows then fight over. A copy pays where many panels read it:
+    // with 43 of them (1024x1024x1024), not with 32 (128x768x3072: 2 to 3 % slower; of a Xeon, with 16, 2 %).
+    let fight = m >= mr && mr > 1 && (k * 4 / dot.terms()).is_multiple_of(4096) && n > COPIED_PANELS * nr;
     let schedule = MatmulSchedule {
         mr,
         nr,
         lanes: cpu.lanes,
         mc,
-        nc: n.next_multiple_of(nr),
+        nc: columns((m, n, k), (kc, nr), cpu),
         kc,
         unroll,
         dot,
@@ -314,9 +331,12 @@ mod tests {
         assert_eq!((wide.mr, wide.nr, wide.kc, wide.unroll), (8, 48, 768, 2));
         let narrow = matmul((128, 768, 3072), Dtype::F32, true, &cpu(8, 16, 256 << 10));
         assert_eq!((narrow.mr, narrow.nr, narrow.unroll), (4, 24, 8));
-        assert_eq!((narrow.kc, narrow.mc), (1024, 32));
+        // Blocks of rows that fill three quarters of L2, and of columns whose sums take a quarter.
+        assert_eq!((narrow.kc, narrow.mc, narrow.nc, narrow.pack_a), (1024, 44, 120, false));
         let narrow = matmul((128, 768, 896), Dtype::F32, true, &cpu(8, 16, 512 << 10));
-        assert_eq!((narrow.kc, narrow.mc), (896, 64));
+        assert_eq!((narrow.kc, narrow.mc, narrow.nc), (896, 64, 768));
+        let copied = matmul((1024, 1024, 1024), Dtype::F32, true, &cpu(8, 16, 512 << 10));
+        assert_eq!((copied.mc, copied.pack_a), (96, true));
     }
 
     #[test]

@@ -193,13 +193,13 @@ mod tests {
     #[test]
     fn the_trials_of_this_repository_can_be_imported() {
         let file = File::read(include_bytes!("../../../benches/gpu/trials-h100.json")).unwrap();
-        assert_eq!(file.results.len(), 85);
+        assert_eq!(file.results.len(), 150);
         let folder = tempfile::tempdir().unwrap();
         let (store, _) = crate::store::Store::open(folder.path()).unwrap();
         let ledger = Ledger { store: &store };
         let again = File::read(&serde_json::to_vec(&file).unwrap()).unwrap();
-        assert_eq!((again.import(&ledger).unwrap(), ledger.trials().len()), (85, 85));
-        assert_eq!(File::of(&ledger, |_| true).results.len(), 85);
+        assert_eq!((again.import(&ledger).unwrap(), ledger.trials().len()), (150, 150));
+        assert_eq!(File::of(&ledger, |_| true).results.len(), 150);
     }
 
     #[test]

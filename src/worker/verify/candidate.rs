@@ -112,6 +112,11 @@ impl<'a> Compiled<'a> {
         Ok(Self { kernel, memory, threads, alone, left: Vec::new(), names })
     }
 
+    /// Stores what was written to tensors, as a call does first: of 16 bits it is rounded.
+    pub fn settle(&mut self) {
+        self.memory.settle();
+    }
+
     /// Asked after every call, so that the call is known.
     fn note(&mut self, call: Call) {
         for (buffer, escape) in self.memory.escapes() {

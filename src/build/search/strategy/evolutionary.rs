@@ -9,7 +9,10 @@ use crate::{
     },
     protocol::tuning::Trial,
 };
-use rand::{Rng, RngExt};
+use rand::{
+    Rng, RngExt,
+    seq::{IndexedRandom, SliceRandom},
+};
 
 /// The parents of a generation: the best of everything that was measured.
 const PARENTS: usize = 12;
@@ -17,6 +20,8 @@ const PARENTS: usize = 12;
 const TOURNAMENT: usize = 3;
 /// Schedules of the first generation, beside the heuristic's and the seeds.
 const FIRST: usize = 16;
+/// One of so many of them comes from anywhere; the others are one knob away from the heuristic's and the seeds.
+const STRANGER_OF_FIRST: usize = 4;
 /// Of 16 children so many are crossed, and so many come from anywhere.
 const CROSSED: usize = 4;
 const STRANGERS: usize = 1;
@@ -29,15 +34,24 @@ pub struct Evolutionary {
     seeds: Vec<Schedule>,
     /// What the first generation is bred from before anything is known of it.
     ancestors: Vec<Point>,
+    /// One knob away from those, in the order of the draw from the last to the first.
+    near: Vec<Point>,
 }
 
 impl Evolutionary {
     pub fn new(problem: &Problem) -> Self {
         let known = Known::new(problem);
         let ancestors = std::iter::once(&problem.heuristic).chain(&problem.seeds);
-        let ancestors = ancestors.filter_map(|it| known.space.nearest(it)).collect();
+        let ancestors: Vec<Point> = ancestors.filter_map(|it| known.space.nearest(it)).collect();
         let seeds = problem.seeds.iter().rev().cloned().collect();
-        Self { known, seeds, ancestors }
+        // The heuristic's own come first.
+        let mut near = Vec::new();
+        for ancestor in ancestors.iter().rev() {
+            let mut neighbours = known.space.neighbours(ancestor);
+            neighbours.shuffle(&mut known.rng());
+            near.append(&mut neighbours);
+        }
+        Self { known, seeds, ancestors, near }
     }
 
     fn seed(&mut self) -> Option<Proposal> {
@@ -49,11 +63,18 @@ impl Evolutionary {
         None
     }
 
-    /// Half of it relatives of the heuristic's schedule and the seeds, half from all over the space.
+    /// Most of it differs from the heuristic's schedule or a seed in one knob: which knobs are worth turning is what later generations
+    /// combine. When half of it came from all over the space, two or three in a hundred of whose schedules come near a good
+    /// heuristic's, 75 trials of 128x768x3072 found nothing for one seed in three.
     fn first(&mut self, rng: &mut impl Rng) -> Option<Proposal> {
-        if self.known.count().is_multiple_of(2) && !self.ancestors.is_empty() {
+        if !self.known.count().is_multiple_of(STRANGER_OF_FIRST) {
+            while let Some(point) = self.near.pop() {
+                if let Some(schedule) = self.known.take(&point) {
+                    return Some(Proposal::new(schedule, "evolutionary: neighbour"));
+                }
+            }
             for _ in 0..TRIES {
-                let ancestor = &self.ancestors[rng.random_range(0..self.ancestors.len())];
+                let Some(ancestor) = self.ancestors.choose(rng) else { break };
                 let point = self.known.space.mutate(ancestor, 2, rng);
                 if let Some(schedule) = self.known.take(&point) {
                     return Some(Proposal::new(schedule, "evolutionary: mutation"));

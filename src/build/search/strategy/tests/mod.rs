@@ -1,6 +1,7 @@
 //! What every strategy promises, on operations of every kind and devices of every size, without a device.
 
 mod quality;
+mod recorded;
 
 use super::*;
 use crate::manifest::Strategy as Kind;
@@ -165,8 +166,13 @@ fn every_strategy_proposes_only_what_a_search_is_restricted_to() {
             let all = search(kind, &problem, 8, 6);
             assert_eq!(all.len(), 48, "{kind:?} {text}");
             all.iter().for_each(|it| assert_eq!(space.admits(&it.schedule), Ok(()), "{}", it.origin));
-            let bred = all.iter().filter(|it| it.origin.ends_with("mutation")).count();
-            assert!(kind != Kind::Evolutionary || bred > 8, "{bred} {text}");
+            let bred = |it: &&Proposal| it.origin.ends_with("mutation") || it.origin.ends_with("neighbour");
+            let bred = all.iter().filter(bred).count();
+            assert!(
+                kind != Kind::Evolutionary || bred > 8,
+                "{bred} {text} {:?}",
+                all.iter().map(|it| it.origin.as_str()).collect::<Vec<_>>()
+            );
         }
     }
 }
