@@ -3,7 +3,8 @@
 //!
 //! [`operation`] searches the schedule of one operation with one strategy, [`block`] puts those of a block together and measures
 //! the whole, [`judge`] has all gates decide on the winner, [`lab`] has candidates tried and raced by the workers of a [`pool`],
-//! [`time`] says where the time goes, [`restrict`] what is left to search, [`ledger`] is what is kept of it all, [`exchange`] moves trials between machines.
+//! [`time`] says where the time goes, [`restrict`] what is left to search, [`ledger`] is what is kept of it all, [`exchange`] moves
+//! trials between machines.
 
 pub mod block;
 pub mod exchange;

@@ -64,8 +64,7 @@ impl Evolutionary {
     }
 
     /// Most of it differs from the heuristic's schedule or a seed in one knob: which knobs are worth turning is what later generations
-    /// combine. When half of it came from all over the space, two or three in a hundred of whose schedules come near a good
-    /// heuristic's, 75 trials of 128x768x3072 found nothing for one seed in three.
+    /// combine. When half of it came from all over the space, 75 trials of 128x768x3072 found nothing for one seed of three.
     fn first(&mut self, rng: &mut impl Rng) -> Option<Proposal> {
         if !self.known.count().is_multiple_of(STRANGER_OF_FIRST) {
             while let Some(point) = self.near.pop() {
