@@ -190,7 +190,7 @@ fn product(
         k.div_ceil(k.div_ceil(DEEPEST * dot.terms())).next_multiple_of(unroll * dot.terms())
     };
     let steps = kc.div_ceil(dot.terms());
-    // A's block takes three quarters of L2; equal blocks here too. 1024x1024x1024 is 2 to 3 % faster in blocks of 64 or 88 rows, which are
+    // A's block takes three quarters of L2; equal blocks here too. 1024x1024x1024 is 1 to 3 % faster in blocks of 64 or 88 rows, which are
     // 256 and 352 KiB of 512, than in blocks of 108 (432 KiB).
     let fitting = (cpu.l2 / 4 * 3 / 4 / steps).clamp(4 * mr, BLOCK_ROWS.max(4 * mr));
     let mc = m.div_ceil(m.div_ceil(fitting)).next_multiple_of(mr);
