@@ -45,12 +45,7 @@ pub fn object(text: &str) -> Result<Vec<u8>, Failure> {
 /// # Errors
 /// As [`object`], and what `check` says.
 pub fn checked_object(text: &str, check: impl FnOnce(&Module<'_>) -> Result<(), Failure>) -> Result<Vec<u8>, Failure> {
-    let context = context();
-    let parsed = capture(&context, || Module::parse(&context, text).ok_or_else(|| failure("MLIR does not parse", "")));
-    let mut module = parsed?;
-    check(&module)?;
-    lowered(&context, &mut module)?;
-    emit(&module, &Target::host(), LLVMCodeGenFileType::LLVMObjectFile)
+    compiled(text, check, &Target::host(), LLVMCodeGenFileType::LLVMObjectFile)
 }
 
 /// The assembly of the generated module `text` for a CPU that need not be here.
@@ -59,16 +54,24 @@ pub fn checked_object(text: &str, check: impl FnOnce(&Module<'_>) -> Result<(), 
 /// As [`object`].
 #[cfg(test)]
 pub fn assembly(text: &str, target: &Target) -> Result<String, Failure> {
-    let context = context();
-    let parsed = capture(&context, || Module::parse(&context, text).ok_or_else(|| failure("MLIR does not parse", "")));
-    let mut module = parsed?;
-    lowered(&context, &mut module)?;
-    let text = emit(&module, target, LLVMCodeGenFileType::LLVMAssemblyFile)?;
+    let text = compiled(text, |_| Ok(()), target, LLVMCodeGenFileType::LLVMAssemblyFile)?;
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-fn lowered(context: &Context, module: &mut Module<'_>) -> Result<(), Failure> {
-    capture(context, || run_pipeline(context, module).map_err(|it| failure("MLIR does not lower", it.to_string())))
+fn compiled(
+    text: &str,
+    check: impl FnOnce(&Module<'_>) -> Result<(), Failure>,
+    target: &Target,
+    kind: LLVMCodeGenFileType,
+) -> Result<Vec<u8>, Failure> {
+    let context = context();
+    let parsed = capture(&context, || Module::parse(&context, text).ok_or_else(|| failure("MLIR does not parse", "")));
+    let mut module = parsed?;
+    check(&module)?;
+    capture(&context, || {
+        run_pipeline(&context, &mut module).map_err(|it| failure("MLIR does not lower", it.to_string()))
+    })?;
+    emit(&module, target, kind)
 }
 
 fn run_pipeline(context: &Context, module: &mut Module<'_>) -> Result<(), melior::Error> {
