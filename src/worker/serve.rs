@@ -407,7 +407,7 @@ mod tests {
     use super::*;
     use crate::verify::samples;
     use kernelforge::{
-        plan::{PLAN_VERSION, Provenance, operation},
+        plan::operation,
         protocol::{
             Limits,
             audit::{Rejection, Ruling},
@@ -464,17 +464,7 @@ mod tests {
     fn verified() -> (Vec<u8>, Vec<u8>, Vec<u8>, Audit) {
         let block = samples::product((2, 4, 3), false);
         let stages = ir::build("plain", &block, &[], &BTreeMap::new()).unwrap().stages;
-        let provenance = Provenance::new("test");
-        let (name, target) = ("plain".to_owned(), "cpu".to_owned());
-        let plan = Plan {
-            version: PLAN_VERSION,
-            block: name,
-            target,
-            provenance,
-            without: Vec::new(),
-            stages: BTreeMap::new(),
-            shaders: BTreeMap::new(),
-        };
+        let plan = samples::plan("plain", "cpu", BTreeMap::new());
         let cpu = CpuFacts::detect();
         let compiled = codegen::cpu::compile(&stages, &plan, &cpu).unwrap();
         let (object, kernel) = (&compiled.object, &compiled.kernel);
@@ -562,16 +552,7 @@ mod tests {
         let block = samples::product((2, 4, 3), false);
         let stages = ir::build("plain", &block, &[], &BTreeMap::new()).unwrap().stages;
         let mut graph = operation::isolate(&stages, &stages.stages[0]);
-        let provenance = Provenance::new("test");
-        let plan = Plan {
-            version: PLAN_VERSION,
-            block: "op".to_owned(),
-            target: "cpu".to_owned(),
-            provenance,
-            without: Vec::new(),
-            stages: BTreeMap::new(),
-            shaders: BTreeMap::new(),
-        };
+        let plan = samples::plan("op", "cpu", BTreeMap::new());
         // The stage that no pass asked a schedule for.
         graph.stages[0].scheduled = false;
         let device: Device = CpuFacts::detect().into();

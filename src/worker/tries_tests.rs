@@ -10,7 +10,7 @@ use kernelforge::{
     host::CpuFacts,
     manifest::spec::{BlockSpec, Dtype},
     plan::{
-        PLAN_VERSION, Plan, Provenance, operation,
+        Plan, operation,
         schedule::{PackB, Schedule},
         stage::StageGraph,
     },
@@ -33,15 +33,7 @@ fn matmul() -> StageGraph {
 }
 
 fn plan(target: &str) -> Plan {
-    Plan {
-        version: PLAN_VERSION,
-        block: operation::NAME.to_owned(),
-        target: target.to_owned(),
-        provenance: Provenance::new("test"),
-        without: Vec::new(),
-        stages: BTreeMap::new(),
-        shaders: BTreeMap::new(),
-    }
+    samples::plan(operation::NAME, target, BTreeMap::new())
 }
 
 fn attempt(graph: &StageGraph, plan: &Plan, given: Option<&str>, threads: usize) -> Result<Compiled, Failure> {

@@ -9,7 +9,7 @@ use crate::{
 use kernelforge::{
     host::CpuFacts,
     plan::{
-        PLAN_VERSION, Plan, Provenance,
+        Plan,
         kernel::Kernel,
         operation,
         schedule::{MatmulSchedule, PackB, Schedule, Split, TileOrder},
@@ -44,15 +44,7 @@ fn entrant(graph: &StageGraph, mr: usize) -> (Vec<u8>, Kernel) {
         prefetch: false,
         split: Split::Columns,
     };
-    let plan = Plan {
-        version: PLAN_VERSION,
-        block: graph.block.clone(),
-        target: "cpu".to_owned(),
-        provenance: Provenance::new("test"),
-        without: Vec::new(),
-        stages: [(operation::NAME.to_owned(), Schedule::Matmul(schedule))].into(),
-        shaders: Default::default(),
-    };
+    let plan = samples::plan(&graph.block, "cpu", [(operation::NAME.to_owned(), Schedule::Matmul(schedule))].into());
     let compiled = compile(graph, &plan, &cpu).unwrap_or_else(|it| panic!("{it}\n{}", it.detail));
     (compiled.object, compiled.kernel)
 }
@@ -97,15 +89,7 @@ fn hand_written_kernels_run_beside_a_matmul() {
 }
 
 fn plain(graph: &StageGraph) -> Plan {
-    Plan {
-        version: PLAN_VERSION,
-        block: graph.block.clone(),
-        target: "cpu".to_owned(),
-        provenance: Provenance::new("test"),
-        without: Vec::new(),
-        stages: Default::default(),
-        shaders: Default::default(),
-    }
+    samples::plan(&graph.block, "cpu", Default::default())
 }
 
 #[test]

@@ -6,7 +6,7 @@ use kernelforge::{
     host::CpuFacts,
     manifest::spec::{Activation, AttentionSpec, BlockSpec, Dtype, MlpSpec, RowsSpec},
     plan::{
-        PLAN_VERSION, Plan, Provenance,
+        Plan,
         schedule::{
             AttentionSchedule, Dot, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, PackB, Schedule,
             Split, TileOrder,
@@ -50,15 +50,7 @@ fn planned_with(graph: &StageGraph, cpu: &CpuFacts, dot: Dot) -> Plan {
         StageOp::LayerNorm { .. } | StageOp::RmsNorm { .. } => Schedule::Norm(NormSchedule { lanes, unroll: 4 }),
         _ => Schedule::Elementwise(ElementwiseSchedule { lanes, unroll: 4 }),
     };
-    Plan {
-        version: PLAN_VERSION,
-        block: "sample".to_owned(),
-        target: "cpu".to_owned(),
-        provenance: Provenance::new("test"),
-        without: Vec::new(),
-        stages: graph.stages.iter().map(|it| (it.name.clone(), schedule(&it.op))).collect(),
-        shaders: Default::default(),
-    }
+    samples::plan("sample", "cpu", graph.stages.iter().map(|it| (it.name.clone(), schedule(&it.op))).collect())
 }
 
 fn judge(block: &BlockSpec, graph: &StageGraph, threads: usize) -> Verdict {

@@ -2,12 +2,30 @@
 
 use kernelforge::{
     manifest::spec::{Activation, AttentionSpec, BlockSpec, Dtype, MlpSpec, NormKind, NormSpec, OperandB, RowsSpec},
-    plan::stage::{Role, Stage, StageGraph, StageOp, Tensor, TensorId},
+    plan::{
+        PLAN_VERSION, Plan, Provenance,
+        schedule::Schedule,
+        stage::{Role, Stage, StageGraph, StageOp, Tensor, TensorId},
+    },
 };
+use std::collections::BTreeMap;
 
 /// A product of f32 without an activation.
 pub fn product((m, n, k): (usize, usize, usize), bias: bool) -> BlockSpec {
     BlockSpec::Matmul { m, n, k, b: OperandB::Weight, bias, activation: None, dtype: Dtype::F32 }
+}
+
+/// A plan of these schedules, with every fusion and the built-in templates.
+pub fn plan(block: &str, target: &str, stages: BTreeMap<String, Schedule>) -> Plan {
+    Plan {
+        version: PLAN_VERSION,
+        block: block.to_owned(),
+        target: target.to_owned(),
+        provenance: Provenance::new("test"),
+        without: Vec::new(),
+        stages,
+        shaders: BTreeMap::new(),
+    }
 }
 
 /// Builds a graph stage by stage.

@@ -7,7 +7,7 @@ use kernelforge::{
     host::CpuFacts,
     manifest::spec::{Activation, AttentionSpec, BlockSpec, Dtype, MlpSpec, NormKind, NormSpec, OperandB, RowsSpec},
     plan::{
-        PLAN_VERSION, Plan, Provenance, constraint,
+        Plan, constraint,
         schedule::{
             AttentionSchedule, Dot, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, PackB, Schedule,
             Split, TileOrder,
@@ -69,16 +69,7 @@ impl Subject {
             stage.scheduled = schedule.is_some();
             stages.extend(schedule.map(|it| (stage.name.clone(), it)));
         }
-        let provenance = Provenance::new("test");
-        let plan = Plan {
-            version: PLAN_VERSION,
-            block: "sample".to_owned(),
-            target: "cpu".to_owned(),
-            provenance,
-            without: Vec::new(),
-            stages,
-            shaders: Default::default(),
-        };
+        let plan = samples::plan("sample", "cpu", stages);
         (graph, plan)
     }
 }

@@ -11,7 +11,7 @@ use kernelforge::{
     host::CpuFacts,
     manifest::spec::{Activation, AttentionSpec, BlockSpec, Dtype, MlpSpec, NormKind, NormSpec, RowsSpec},
     plan::{
-        PLAN_VERSION, Plan, Provenance,
+        Plan,
         schedule::{
             AttentionSchedule, Dot, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, PackB, Schedule,
             Split, TileOrder,
@@ -72,15 +72,7 @@ fn planned(graph: &StageGraph, dot: Dot, pack_a: bool, cpu: &CpuFacts) -> Plan {
         StageOp::LayerNorm { .. } | StageOp::RmsNorm { .. } => Schedule::Norm(NormSchedule { lanes, unroll: 4 }),
         _ => Schedule::Elementwise(ElementwiseSchedule { lanes, unroll: 4 }),
     };
-    Plan {
-        version: PLAN_VERSION,
-        block: graph.block.clone(),
-        target: "cpu".to_owned(),
-        provenance: Provenance::new("test"),
-        without: Vec::new(),
-        stages: graph.stages.iter().map(|it| (it.name.clone(), schedule(&it.op))).collect(),
-        shaders: Default::default(),
-    }
+    samples::plan(&graph.block, "cpu", graph.stages.iter().map(|it| (it.name.clone(), schedule(&it.op))).collect())
 }
 
 /// A block that can be called.

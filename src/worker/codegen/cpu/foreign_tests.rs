@@ -8,7 +8,6 @@ use kernelforge::{
     host::CpuFacts,
     manifest::spec::Dtype,
     plan::{
-        PLAN_VERSION, Plan, Provenance,
         schedule::Schedule,
         stage::{StageGraph, StageOp},
     },
@@ -21,7 +20,7 @@ fn facts(arch: &str, model: &str, isa: &[&str], (lanes, vector_registers): (usiz
     CpuFacts { arch, model, isa, lanes, vector_registers, l1d: 64 << 10, l2: 1 << 20, l3: 32 << 20, cores: 8 }
 }
 
-/// A Neoverse V1 without what it has beyond NEON.
+/// A Neoverse N1.
 fn neon() -> (CpuFacts, Target) {
     let target = Target::of("aarch64-unknown-linux-gnu", "neoverse-n1", "+neon");
     (facts("aarch64", "Neoverse", &["neon"], (4, 32)), target)
@@ -37,15 +36,7 @@ fn avx512() -> (CpuFacts, Target) {
 fn assembly(graph: &StageGraph, (cpu, target): &(CpuFacts, Target), change: impl Fn(&mut Schedule)) -> String {
     let mut stages: BTreeMap<String, Schedule> = heuristic::propose(graph, cpu);
     stages.values_mut().for_each(change);
-    let plan = Plan {
-        version: PLAN_VERSION,
-        block: graph.block.clone(),
-        target: "cpu".to_owned(),
-        provenance: Provenance::new("test"),
-        without: Vec::new(),
-        stages,
-        shaders: BTreeMap::new(),
-    };
+    let plan = samples::plan(&graph.block, "cpu", stages);
     let (text, _) = module::generate(graph, &plan, cpu).unwrap_or_else(|it| panic!("{it}\n{}", it.detail));
     super::lower::assembly(&text, target).unwrap_or_else(|it| panic!("{it}\n{}", it.detail))
 }
@@ -87,33 +78,29 @@ fn avx512_step(line: &str) -> bool {
     line.trim_start().starts_with("vfmadd") && line.contains("%zmm")
 }
 
+/// The body of a product's depth loop has the steps that the schedule says, and nothing of it is on the stack.
+fn assert_in_registers(here: &(CpuFacts, Target), dtype: Dtype, step: fn(&str) -> bool, stack: &str) {
+    let graph = product(dtype);
+    let text = assembly(&graph, here, |_| {});
+    let (lines, steps) = hottest(&text, step);
+    assert_eq!(steps, body(&graph, &here.0), "{}", lines.join("\n"));
+    assert!(!lines.iter().any(|it| it.contains(stack)), "{}", lines.join("\n"));
+}
+
 #[test]
 fn a_product_for_neon_keeps_its_sums_in_registers() {
-    let (graph, here) = (product(Dtype::F32), neon());
-    let text = assembly(&graph, &here, |_| {});
-    let (lines, steps) = hottest(&text, neon_step);
-    assert_eq!(steps, body(&graph, &here.0), "{}", lines.join("\n"));
-    // What is spilled is written to the stack.
-    let stores = lines.iter().filter(|it| it.trim_start().starts_with("st")).count();
-    assert_eq!(stores, 0, "{}", lines.join("\n"));
+    assert_in_registers(&neon(), Dtype::F32, neon_step, "[sp");
 }
 
 #[test]
 fn a_product_for_avx_512_keeps_its_sums_in_registers() {
-    let (graph, here) = (product(Dtype::F32), avx512());
-    let text = assembly(&graph, &here, |_| {});
-    let (lines, steps) = hottest(&text, avx512_step);
-    assert_eq!(steps, body(&graph, &here.0), "{}", lines.join("\n"));
-    let spilled = |it: &&&str| it.contains("vmovup") && it.trim_end().ends_with("(%rsp)");
-    assert_eq!(lines.iter().filter(spilled).count(), 0, "{}", lines.join("\n"));
+    assert_in_registers(&avx512(), Dtype::F32, avx512_step, "(%rsp");
 }
 
 #[test]
 fn pairs_of_bf16_are_one_instruction_of_avx_512() {
-    let (graph, here) = (product(Dtype::Bf16), avx512());
-    let text = assembly(&graph, &here, |_| {});
-    let (lines, steps) = hottest(&text, |it| it.trim_start().starts_with("vdpbf16ps") && it.contains("%zmm"));
-    assert_eq!(steps, body(&graph, &here.0), "{}", lines.join("\n"));
+    let step = |it: &str| it.trim_start().starts_with("vdpbf16ps") && it.contains("%zmm");
+    assert_in_registers(&avx512(), Dtype::Bf16, step, "(%rsp");
 }
 
 /// Whole blocks, whose functions are all written out: nothing is called.
@@ -165,15 +152,7 @@ fn knobs_change_the_code_for_neon() {
 #[test]
 fn a_schedule_for_vectors_of_another_cpu_is_refused() {
     let (graph, (neon, _), (avx512, _)) = (product(Dtype::F32), neon(), avx512());
-    let plan = |cpu: &CpuFacts| Plan {
-        version: PLAN_VERSION,
-        block: graph.block.clone(),
-        target: "cpu".to_owned(),
-        provenance: Provenance::new("test"),
-        without: Vec::new(),
-        stages: heuristic::propose(&graph, cpu),
-        shaders: BTreeMap::new(),
-    };
+    let plan = |cpu: &CpuFacts| samples::plan(&graph.block, "cpu", heuristic::propose(&graph, cpu));
     assert!(graph.stages.iter().all(|it| matches!(it.op, StageOp::Matmul { .. })));
     let refused = module::generate(&graph, &plan(&avx512), &neon).unwrap_err();
     assert_eq!(refused.kind, kernelforge::protocol::FailureKind::IllegalPlan, "{refused}");

@@ -117,23 +117,12 @@ fn attribute(operation: &OperationRef<'_, '_>, name: &str) -> String {
 mod tests {
     use super::*;
     use crate::{ir, verify::samples};
-    use kernelforge::plan::{PLAN_VERSION, Provenance};
 
     /// A matmul's stages, a plan that schedules none of them, and the generated text.
     fn built() -> (StageGraph, Plan, CpuFacts, String) {
         let block = samples::product((2, 4, 3), false);
         let graph = ir::build("plain", &block, &[], &BTreeMap::new()).unwrap().stages;
-        let provenance = Provenance::new("test");
-        let (block, target) = ("plain".to_owned(), "cpu".to_owned());
-        let plan = Plan {
-            version: PLAN_VERSION,
-            block,
-            target,
-            provenance,
-            without: Vec::new(),
-            stages: BTreeMap::new(),
-            shaders: BTreeMap::new(),
-        };
+        let plan = samples::plan("plain", "cpu", BTreeMap::new());
         let cpu = CpuFacts::detect();
         let (text, _) = module::generate(&graph, &plan, &cpu).unwrap();
         (graph, plan, cpu, text)

@@ -15,7 +15,7 @@ use kernelforge::{
     host::CpuFacts,
     manifest::spec::{Activation, BlockSpec, Dtype, MlpSpec, RowsSpec},
     plan::{
-        PLAN_VERSION, Plan, Provenance,
+        Plan,
         schedule::{
             AttentionSchedule, Dot, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, PackB, Schedule,
             Split, TileOrder,
@@ -61,15 +61,7 @@ fn planned(graph: &StageGraph, matmul: &MatmulSchedule) -> Plan {
         StageOp::LayerNorm { .. } | StageOp::RmsNorm { .. } => Schedule::Norm(NormSchedule { lanes, unroll: 2 }),
         _ => Schedule::Elementwise(ElementwiseSchedule { lanes, unroll: 2 }),
     };
-    Plan {
-        version: PLAN_VERSION,
-        block: graph.block.clone(),
-        target: "cpu".to_owned(),
-        provenance: Provenance::new("test"),
-        without: Vec::new(),
-        stages: graph.stages.iter().map(|it| (it.name.clone(), schedule(&it.op))).collect(),
-        shaders: Default::default(),
-    }
+    samples::plan(&graph.block, "cpu", graph.stages.iter().map(|it| (it.name.clone(), schedule(&it.op))).collect())
 }
 
 /// The types of 16 bits.

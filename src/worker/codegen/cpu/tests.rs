@@ -3,13 +3,16 @@
 use super::compile;
 use crate::{
     device::{cpu::LoadedKernel, guard::Edge, memory::Memory, threads::Threads},
-    verify::bounds::{ActivationError, U},
+    verify::{
+        bounds::{ActivationError, U},
+        samples,
+    },
 };
 use kernelforge::{
     host::CpuFacts,
     manifest::spec::{Activation, Dtype},
     plan::{
-        PLAN_VERSION, Plan, Provenance,
+        Plan,
         schedule::{
             AttentionSchedule, Dot, ElementwiseSchedule, MatmulSchedule, MlpSchedule, NormSchedule, PackB, Schedule,
             Split, TileOrder,
@@ -32,15 +35,7 @@ fn single(op: StageOp, inputs: &[(&[usize], Role)], output: &[usize]) -> StageGr
 }
 
 fn plan(schedule: Schedule) -> Plan {
-    Plan {
-        version: PLAN_VERSION,
-        block: "test".to_owned(),
-        target: "cpu".to_owned(),
-        provenance: Provenance::new("test"),
-        without: Vec::new(),
-        stages: BTreeMap::from([("stage".to_owned(), schedule)]),
-        shaders: BTreeMap::new(),
-    }
+    samples::plan("test", "cpu", BTreeMap::from([("stage".to_owned(), schedule)]))
 }
 
 /// Numbers in [-1, 1), the same for the same seed.

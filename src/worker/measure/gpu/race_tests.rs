@@ -8,7 +8,7 @@ use crate::{
     verify::samples,
 };
 use kernelforge::{
-    plan::{PLAN_VERSION, Plan, Provenance, operation, program::Program},
+    plan::{operation, program::Program},
     protocol::{FailureKind, Gate},
 };
 use std::collections::BTreeMap;
@@ -19,15 +19,7 @@ fn entrant() -> (Vec<String>, Program) {
     let graph = samples::graph(&block);
     let mut graph = operation::isolate(&graph, &graph.stages[0]);
     graph.stages[0].scheduled = false;
-    let plan = Plan {
-        version: PLAN_VERSION,
-        block: operation::NAME.to_owned(),
-        target: "gpu".to_owned(),
-        provenance: Provenance::new("test"),
-        without: Vec::new(),
-        stages: BTreeMap::new(),
-        shaders: BTreeMap::new(),
-    };
+    let plan = samples::plan(operation::NAME, "gpu", BTreeMap::new());
     let compiled = compile(&graph, &plan, &software(), &BTreeMap::new()).unwrap();
     (compiled.sources, compiled.program)
 }

@@ -286,7 +286,6 @@ mod tests {
     };
     use kernelforge::{
         host::CpuFacts,
-        plan::{PLAN_VERSION, Provenance},
         protocol::{FailureKind, GateStatus},
     };
 
@@ -312,15 +311,7 @@ mod tests {
         let mut graph = samples::graph(&samples::gpt());
         // Without a pass every stage has its plain schedule, and a plan schedules nothing.
         graph.stages.iter_mut().for_each(|it| it.scheduled = false);
-        let plan = Plan {
-            version: PLAN_VERSION,
-            block: graph.block.clone(),
-            target: "cpu".to_owned(),
-            provenance: Provenance::new("test"),
-            without: Vec::new(),
-            stages: Default::default(),
-            shaders: Default::default(),
-        };
+        let plan = samples::plan(&graph.block, "cpu", Default::default());
         (graph, plan, CpuFacts::detect().into())
     }
 

@@ -10,7 +10,7 @@ use kernelforge::{
     host::Device,
     manifest::spec::BlockSpec,
     plan::{
-        PLAN_VERSION, Plan, Provenance,
+        Plan,
         schedule::Schedule,
         space::Space,
         stage::{StageGraph, StageOp},
@@ -27,15 +27,7 @@ fn unscheduled(block: &BlockSpec) -> StageGraph {
 }
 
 fn plan(stages: BTreeMap<String, Schedule>) -> Plan {
-    Plan {
-        version: PLAN_VERSION,
-        block: "sample".to_owned(),
-        target: "gpu".to_owned(),
-        provenance: Provenance::new("test"),
-        without: Vec::new(),
-        stages,
-        shaders: BTreeMap::new(),
-    }
+    samples::plan("sample", "gpu", stages)
 }
 
 fn judge(block: &BlockSpec, compiled: &Compiled, plan: &Plan, shapes: bool) -> Verdict {
